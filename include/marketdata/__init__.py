@@ -1,0 +1,1 @@
+"""Market-data pipelines: a run is a batch moving through rooms, and every step may be repeated at any moment."""
