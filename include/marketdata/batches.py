@@ -1,6 +1,6 @@
 """Batches: the immutable, checksummed hand-over between tasks.
 
-``<lake>/batches/<dataset>/<interval-start>/<batch-id>/`` holds ``part-*.parquet`` and other files, and ``manifest.json``.
+``<lake>/batches/<dataset>/<interval-start>/<batch-id>/`` holds ``part-*.parquet``, other files and ``manifest.json``.
 Every file is named by its content and written first, the manifest last and create-if-absent: a manifest that exists is
 complete, on a disk and on S3 alike, and two tries of one step cannot tear each other's output.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -47,10 +47,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class File:
-    """One file of a batch: its name in the folder, size in bytes, SHA-256, and rows where it is Parquet."""
+    """One file of a batch: its name in the folder, size, SHA-256, and rows where it is Parquet."""
 
     name: str
-    bytes: int
+    size_bytes: int
     sha256: str
     rows: int = 0
 
@@ -71,7 +71,7 @@ class Manifest:
     parent: str | None = None
     schema_version: int = 1
     rows: int = 0
-    bytes: int = 0
+    size_bytes: int = 0
     parts: tuple[File, ...] = ()
     files: Mapping[str, File] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -111,8 +111,11 @@ class Batch:
     def file_uri(self, name: str) -> str:
         return f"{self.lake.uri}/{self.folder}/{self.manifest.files[name].name}"
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The rows, one part at a time, in order.
+
+        Args:
+            columns: the only ones to decode; default: all.
 
         Raises:
             BadDataError: a part is missing or is not what the manifest says.
@@ -121,7 +124,7 @@ class Batch:
         import pyarrow.parquet as pq
 
         for part in self.manifest.parts:
-            yield pq.read_table(pa.BufferReader(self._read(part)))
+            yield pq.read_table(pa.BufferReader(self._read(part)), columns=None if columns is None else list(columns))
 
     def read(self, name: str) -> bytes:
         """Another file of the batch, checked against its SHA-256."""
@@ -131,9 +134,14 @@ class Batch:
         path = f"{self.folder}/{file.name}"
         content = self.lake.get(path)
         if content is None:
-            raise BadDataError(f"{self.lake.uri}/{path} is missing, though its manifest is there", "run the step before again")
+            raise BadDataError(
+                f"{self.lake.uri}/{path} is missing, though its manifest is there", "run the step before again"
+            )
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise BadDataError(f"{self.lake.uri}/{path} is not the file its manifest names (SHA-256 differs)", "run the step before again")
+            raise BadDataError(
+                f"{self.lake.uri}/{path} is not the file its manifest names (SHA-256 differs)",
+                "run the step before again",
+            )
         return content
 
 
@@ -165,7 +173,6 @@ class BatchWriter:
     def commit(self, manifest: Manifest) -> Batch:
         """Complete the batch. If another try has completed it in the meantime, its batch is the one that counts."""
         import pyarrow as pa
-        from dataclasses import replace
 
         rest = pa.concat_tables(self._pending) if self._pending else None
         if rest is not None and len(rest):
@@ -174,7 +181,7 @@ class BatchWriter:
         manifest = replace(
             manifest,
             rows=sum(part.rows for part in self._parts),
-            bytes=sum(part.bytes for part in self._parts),
+            size_bytes=sum(part.size_bytes for part in self._parts),
             parts=tuple(self._parts),
             files=self._files,
         )
@@ -189,7 +196,7 @@ class BatchWriter:
 
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        self._parts.append(self._put(f"part-{len(self._parts):05d}", "parquet", sink.getvalue(), len(table)))
+        self._parts.append(self._put(f"part-{len(self._parts):05d}", "parquet", memoryview(sink.getvalue()).cast("B"), len(table)))
 
     def _put(self, stem: str, suffix: str, content: Any, rows: int = 0) -> File:
         digest = hashlib.sha256(content).hexdigest()
@@ -230,9 +237,10 @@ class Lake:
 
     def path(self, uri: str) -> str:
         """An object's path in this lake."""
-        if not uri.startswith(f"{self.uri}/"):
+        path = uri.removeprefix(f"{self.uri}/")
+        if path == uri or ".." in path.split("/"):
             raise UsageError(f"{uri} is not under LAKE_URI {self.uri}", "batches move only within one lake")
-        return uri.removeprefix(f"{self.uri}/")
+        return path
 
     def folder(self, dataset: str, interval: Interval, batch_id: str) -> str:
         return f"batches/{dataset}/{interval.start}/{batch_id}"
@@ -258,12 +266,11 @@ class Lake:
     def writer(self, dataset: str, interval: Interval, batch_id: str) -> BatchWriter:
         return BatchWriter(self, self.folder(dataset, interval, batch_id))
 
-    def lineage(self, batch: Batch) -> Iterable[Batch]:
-        """The batch, its parent, and so on to the extraction."""
-        yield batch
-        while batch.manifest.parent:
-            batch = self.open(batch.manifest.parent)
-            yield batch
+    def parent(self, batch: Batch) -> Batch:
+        """The batch that `batch` was made from."""
+        if batch.manifest.parent is None:
+            raise UsageError(f"{batch.uri} is an extraction: it has no parent")
+        return self.open(batch.manifest.parent)
 
     def _unavailable(self, verb: str, path: str, error: Exception) -> UnavailableError:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -279,11 +286,11 @@ def _open_store(uri: str, settings: Settings) -> ObjectStore:
 
     if uri.startswith("file://"):
         return LocalStore(uri.removeprefix("file://"), mkdir=True)
-    return S3Store.from_url(
-        uri,
-        endpoint=settings.aws_endpoint_url,
-        access_key_id=settings.aws_access_key_id and settings.aws_access_key_id.get_secret_value(),
-        secret_access_key=settings.aws_secret_access_key and settings.aws_secret_access_key.get_secret_value(),
-        region=settings.aws_region,
-        client_options={"allow_http": True},
-    )
+    options: dict[str, str] = {"region": settings.aws_region}
+    if settings.aws_endpoint_url:
+        options["endpoint"] = settings.aws_endpoint_url
+    if settings.aws_access_key_id and settings.aws_secret_access_key:
+        options["access_key_id"] = settings.aws_access_key_id.get_secret_value()
+        options["secret_access_key"] = settings.aws_secret_access_key.get_secret_value()
+    plain = options.get("endpoint", "").startswith("http://")
+    return S3Store.from_url(uri, config=options, client_options={"allow_http": plain})  # type: ignore[arg-type]

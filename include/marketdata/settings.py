@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the JSON logs.")
     marketdata_home: Path = Field(CHECKOUT / "build", description="Folder of everything a laptop run leaves behind.")
 
+    marketdata_image: str = Field("marketdata-task:0.1.0", description="Image of the task pods; production names a digest.")
+
     lake_uri: str | None = Field(
         None, pattern=r"^(file|s3)://", description="Root of batches and tables: file:///folder or s3://bucket/prefix."
     )
@@ -52,13 +54,17 @@ class Settings(BaseSettings):
     kafka_brokers: str | None = Field(None, description="Kafka bootstrap servers, host:port, separated by commas.")
     kafka_topic: str = Field("commodity-prices", description="Topic the commodity prices are published to.")
 
-    postgres_dsn: SecretStr | None = Field(None, description="PostgreSQL, postgresql://user:password@host:port/database.")
+    postgres_dsn: SecretStr | None = Field(
+        None, description="PostgreSQL, postgresql://user:password@host:port/database."
+    )
 
     trino_host: str | None = Field(None, description="Trino coordinator; unset, tables are written by pyiceberg.")
     trino_port: int = Field(8080, description="Port of the Trino coordinator.")
     trino_user: str = Field("marketdata", description="User Trino runs the statements as.")
     trino_catalog: str = Field("iceberg", description="Iceberg catalog in Trino.")
-    trino_schema: str = Field("commodities", pattern=r"^[a-z_][a-z0-9_]*$", description="Schema (namespace) of the tables.")
+    trino_schema: str = Field(
+        "commodities", pattern=r"^[a-z_][a-z0-9_]*$", description="Schema (namespace) of the tables."
+    )
 
     marketdata_sources: str = Field("archive", description="Sources to extract from, in order, separated by commas.")
     marketdata_files: Path | None = Field(None, description="Folder the `files` source reads.")
@@ -77,8 +83,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base class's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, JsonConfigSettingsSource(settings_cls, json_file=endpoint_file())
 
@@ -109,4 +115,6 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper()
-        raise UsageError(f"{name} is not valid: {first['msg']}", f"correct {name}; docs/reference/settings.md says its form") from None
+        raise UsageError(
+            f"{name} is not valid: {first['msg']}", f"correct {name}; docs/reference/settings.md says its form"
+        ) from None

@@ -1,7 +1,7 @@
 """`Dataset`: what a dataset is, said once, in plain types.
 
-The Kafka message, the Iceberg table, the Arrow schemas, the quarantine table and the reference page are derived from it.
-Arrow is imported only when a schema is asked for, so that DAG files stay light.
+The Kafka message, the Iceberg table, the Arrow schemas, the quarantine table and the reference page are derived from
+it. Arrow is imported only when a schema is asked for, so that DAG files stay light.
 """
 
 from __future__ import annotations
@@ -57,7 +57,13 @@ class Column:
 
         if decimal := self.decimal():
             return pa.decimal128(*decimal)
-        return {TEXT: pa.string(), TIMESTAMP: pa.timestamp("us", "UTC"), DATE: pa.date32(), INTEGER: pa.int32()}[self.type]
+        types: dict[str, pa.DataType] = {
+            TEXT: pa.string(),
+            TIMESTAMP: pa.timestamp("us", "UTC"),
+            DATE: pa.date32(),
+            INTEGER: pa.int32(),
+        }
+        return types[self.type]
 
     def json_schema(self) -> dict[str, Any]:
         """JSON Schema of the column in a message."""
@@ -133,7 +139,9 @@ class Dataset:
         """Arrow schema of an extracted batch: text as the source said it, and where it stood."""
         import pyarrow as pa
 
-        return pa.schema([(c.name, pa.string()) for c in self.raw_columns] + [("origin", pa.string()), ("origin_row", pa.int64())])
+        return pa.schema(
+            [(c.name, pa.string()) for c in self.raw_columns] + [("origin", pa.string()), ("origin_row", pa.int64())]
+        )
 
     def message_schema(self) -> dict[str, Any]:
         """JSON Schema of a message on the topic."""

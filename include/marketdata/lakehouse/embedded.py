@@ -1,0 +1,527 @@
+"""The lakehouse in the task's own process: pyiceberg writes, DuckDB decides and answers.
+
+The catalog is Iceberg's JDBC catalog in PostgreSQL (database ``iceberg``, catalog ``lake``), the one Trino reads as well.
+A load is one snapshot, written by one compare-and-set of the table's row in that catalog: a reader sees the table before
+or after it. Whoever loses the race decides again on the new state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from marketdata.batches import Batch
+from marketdata.datasets import Column, Dataset, quarantine
+from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
+from marketdata.errors import TryLaterError, UnavailableError, UsageError
+from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
+from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, months, shape
+from marketdata.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.partitioning import PartitionSpec
+    from pyiceberg.schema import Schema
+    from pyiceberg.table import FileScanTask, Table
+    from pyiceberg.types import IcebergType
+    from sqlalchemy import URL
+
+log = logging.getLogger(__name__)
+
+ENGINE = "pyiceberg"
+CATALOG = "lake"
+DATABASE = "iceberg"
+CONNECT_SECONDS = 10
+TRIES = 10
+
+
+class EmbeddedLakehouse:
+    """Implements `Lakehouse` with pyiceberg and DuckDB."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._namespace = settings.trino_schema
+        self._lake_uri = settings.require("lake_uri").rstrip("/")
+        self._dsn = settings.require("postgres_dsn")
+
+    def ensure(self, dataset: Dataset) -> None:
+        with self._reaching():
+            self._ensure(dataset)
+
+    def load(self, dataset: Dataset, batch: Batch, run_id: str | None = None) -> Loaded:
+        summary = {
+            "marketdata.batch_id": batch.manifest.batch_id,
+            "marketdata.run_id": run_id or batch.manifest.run_id,
+        }
+        return self._merge(dataset, batch, summary)
+
+    def quarantine(self, dataset: Dataset, rows: pa.Table, run_id: str = "") -> Loaded:
+        refused = quarantine(dataset)
+        return self._merge(refused, rows, {"marketdata.run_id": run_id})
+
+    def current(
+        self, dataset: Dataset, record_ids: pa.Table, bounds: tuple[datetime, datetime] | None = None
+    ) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThanOrEqual
+
+        columns = ("record_id", "content_hash", "as_of", "batch_id")
+        where: BooleanExpression = AlwaysTrue()
+        if bounds:
+            first, last = (moment.isoformat() for moment in bounds)
+            where = And(GreaterThanOrEqual(dataset.event_time, first), LessThanOrEqual(dataset.event_time, last))
+        wanted = record_ids["record_id"].combine_chunks()
+        schema = pa.schema([dataset.arrow_schema().field(name) for name in columns])
+        with self._reaching():
+            scan = self._table(dataset.name).scan(row_filter=where, selected_fields=columns)
+            found = [
+                batch.filter(pc.is_in(batch["record_id"], value_set=wanted)) for batch in scan.to_arrow_batch_reader()
+            ]
+        return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
+
+    def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
+        import duckdb
+        import pyarrow as pa
+
+        with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+            try:
+                statements = connection.extract_statements(sql)
+            except duckdb.Error as error:
+                raise UsageError(f"the query is not valid: {_first_line(error)}") from None
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise UsageError("a query is one SELECT, WITH, SHOW or DESCRIBE statement; nothing was run")
+            connection.execute("SET TimeZone = 'UTC'")
+            with self._reaching():
+                names = self._register(connection, sql)
+                # From here on the query sees these tables and nothing else: no file, no address, no setting.
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
+                try:
+                    reader = connection.sql(sql).to_arrow_reader(10_000)
+                    batches = list(_at_most(reader, max_rows))
+                except duckdb.Error as error:
+                    raise UsageError(f"the query failed: {_first_line(error)}", _tables_there(names)) from None
+        return pa.Table.from_batches(batches, reader.schema)
+
+    def history(self, dataset: Dataset) -> list[Snapshot]:
+        with self._reaching():
+            snapshots = self._table(dataset.name).metadata.snapshots
+        return [
+            Snapshot(
+                snapshot_id=snapshot.snapshot_id,
+                parent_id=snapshot.parent_snapshot_id,
+                committed_at=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC),
+                operation=snapshot.summary.operation.value if snapshot.summary else "",
+                summary=dict(snapshot.summary.additional_properties) if snapshot.summary else {},
+            )
+            for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+        ]
+
+    def check(self) -> None:
+        with self._reaching():
+            self._catalog.namespace_exists(self._namespace)
+
+    def _merge(self, dataset: Dataset, source: Batch | pa.Table, summary: dict[str, str]) -> Loaded:
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
+        from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+        started = time.monotonic()
+        rows = Rows(dataset, source)
+        with self._reaching():
+            self._ensure(dataset)
+            lost_race = retry_if_exception_type((CommitFailedException, ValidationException))
+            wait = wait_random_exponential(multiplier=0.1, max=5)
+            try:
+                for attempt in Retrying(stop=stop_after_attempt(TRIES), wait=wait, retry=lost_race):
+                    with attempt:
+                        write = self._decide_and_commit(dataset, rows, summary)
+            except RetryError as error:
+                raise TryLaterError(
+                    f"other writers of {dataset.name} committed first, {TRIES} times; nothing was loaded",
+                    "load again, and order the writers of a table by a pool of one slot",
+                ) from error
+        return Loaded(
+            *write.outcomes,
+            write.snapshot_before,
+            write.snapshot_after,
+            None,
+            time.monotonic() - started,
+        )
+
+    def _decide_and_commit(self, dataset: Dataset, rows: Rows, summary: dict[str, str]) -> _Write:
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
+
+        table = self._table(dataset.name)
+        _refuse_other_writer(table, dataset)
+        write = _Write(table, shape(dataset), dataset.event_time)
+        try:
+            for slice_ in rows.slices():
+                write.add(slice_)
+        except Exception:
+            write.undo()
+            raise
+        try:
+            write.commit(summary)
+        except (CommitFailedException, ValidationException):
+            write.undo()  # after any other error the catalog may have taken the commit
+            raise
+        return write
+
+    def _ensure(self, dataset: Dataset) -> None:
+        from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+
+        try:
+            table = self._catalog.load_table((self._namespace, dataset.name))
+        except NoSuchTableError:
+            self._create_namespace()
+            schema = _schema(dataset)
+            with suppress(TableAlreadyExistsError):  # by another process, in this moment
+                self._catalog.create_table(
+                    (self._namespace, dataset.name),
+                    schema,
+                    partition_spec=_by_month(schema, dataset),
+                    properties={
+                        WRITER: ENGINE,
+                        "comment": dataset.doc,
+                        "format-version": "2",
+                        "write.parquet.compression-codec": "zstd",
+                        # pyiceberg would repeat a lost commit without deciding again, and so insert a record twice.
+                        "commit.retry.num-retries": "0",
+                    },
+                )
+                log.info("created table", extra={"table": dataset.name})
+            table = self._catalog.load_table((self._namespace, dataset.name))
+        new = _new_columns(table, dataset)
+        if new and table.properties.get(WRITER) == ENGINE:
+            with table.update_schema() as update:
+                for column in new:
+                    update.add_column(column.name, _iceberg_type(column), column.doc)
+            log.info("added columns", extra={"table": dataset.name, "columns": [column.name for column in new]})
+
+    def _create_namespace(self) -> None:
+        from pyiceberg.exceptions import NamespaceAlreadyExistsError
+        from sqlalchemy.exc import IntegrityError
+
+        with suppress(NamespaceAlreadyExistsError, IntegrityError):
+            self._catalog.create_namespace(self._namespace)
+
+    def _table(self, name: str) -> Table:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        try:
+            return self._catalog.load_table((self._namespace, name))
+        except NoSuchTableError:
+            raise UsageError(f"there is no table {self._namespace}.{name} yet", "load a batch first") from None
+
+    def _register(self, connection: Any, sql: str) -> list[str]:
+        """Make the tables the statement names known to DuckDB, under the names they have in Trino; return all names."""
+        names = sorted(name for *_, name in self._catalog.list_tables(self._namespace)) if self._has_namespace() else []
+        catalog, schema = _quoted(self._settings.trino_catalog), _quoted(self._namespace)
+        connection.execute(f"ATTACH ':memory:' AS {catalog}")
+        connection.execute(f"CREATE SCHEMA {catalog}.{schema}")
+        connection.execute(f"USE {catalog}.{schema}")
+        lists_all = re.match(r"\s*show\b", sql, re.IGNORECASE)
+        for number, name in enumerate(names):
+            if lists_all or re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE):
+                connection.register(f"source_{number}", _readable(self._table(name)))
+                connection.execute(f"CREATE VIEW {_quoted(name)} AS SELECT * FROM source_{number}")  # noqa: S608
+        return names
+
+    def _has_namespace(self) -> bool:
+        return self._catalog.namespace_exists(self._namespace)
+
+    @cached_property
+    def _url(self) -> URL:
+        from sqlalchemy import make_url
+
+        url = make_url(self._dsn).set(drivername="postgresql+psycopg", database=DATABASE)
+        return url.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+
+    @cached_property
+    def _catalog(self) -> SqlCatalog:
+        from pyiceberg.catalog.sql import SqlCatalog
+        from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+        properties = {
+            "uri": self._url.render_as_string(hide_password=False),
+            "warehouse": f"{self._lake_uri}/warehouse",
+            "pool_pre_ping": "true",
+            "s3.region": self._settings.aws_region,
+        }
+        if self._settings.aws_endpoint_url:
+            properties["s3.endpoint"] = self._settings.aws_endpoint_url
+        if self._settings.aws_access_key_id and self._settings.aws_secret_access_key:
+            properties["s3.access-key-id"] = self._settings.aws_access_key_id.get_secret_value()
+            properties["s3.secret-access-key"] = self._settings.aws_secret_access_key.get_secret_value()
+        try:
+            return SqlCatalog(CATALOG, **properties)
+        except (IntegrityError, ProgrammingError):  # another process created the catalog's tables in this moment
+            return SqlCatalog(CATALOG, **properties)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turn failures of the catalog and of the store into errors that name the address."""
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            yield
+        except DBAPIError as error:
+            address = f"{self._url.host}:{self._url.port or 5432}"
+            if f'database "{DATABASE}" does not exist' in str(error.orig):
+                raise UsageError(
+                    f"PostgreSQL at {address} has no database {DATABASE}, which holds the Iceberg catalog",
+                    f"create it: CREATE DATABASE {DATABASE}",
+                ) from error
+            raise UnavailableError(
+                f"the Iceberg catalog in PostgreSQL at {address} does not answer: {_first_line(error.orig)};"
+                " a load that was under way is either wholly in the table or not at all",
+                "check POSTGRES_DSN and the server, then repeat the step: it is safe",
+            ) from error
+        except OSError as error:
+            raise UnavailableError(
+                f"the lake {self._lake_uri} cannot be read or written: {_first_line(error)}; no table was changed",
+                "check LAKE_URI and the store behind it",
+            ) from error
+
+
+@dataclass
+class _Write:
+    """One try of a merge: data files written beside the table, which become part of it by `commit`."""
+
+    table: Table
+    of: Shape
+    event_time: str
+    outcomes: list[int] = field(default_factory=lambda: [0] * 5)
+    added: list[DataFile] = field(default_factory=list)
+    removed: list[DataFile] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        snapshot = self.table.current_snapshot()
+        self.snapshot_before = self.snapshot_after = snapshot.snapshot_id if snapshot else None
+        self._id = uuid.uuid4()
+        self._numbers = itertools.count()
+
+    @cached_property
+    def _state(self) -> dict[int | None, list[FileScanTask]]:
+        """The table's files by month; all under None where a row's month does not follow from its identity."""
+        files: dict[int | None, list[FileScanTask]] = {}
+        for task in self.table.scan().plan_files():
+            month = task.file.partition[0] if self.of.dated else None
+            files.setdefault(month, []).append(task)
+        return files
+
+    def add(self, rows: pa.Table) -> None:
+        """Decide on rows of whole months, sorted by event time, and write what changes."""
+        import numpy as np
+        import pyarrow as pa
+
+        month = months(rows[self.event_time])
+        present = np.unique(month).tolist() if self.of.dated else [None]
+        files = [task for key in present for task in self._state.get(key, ())]
+        if not files:
+            self.outcomes[INSERTED] += len(rows)
+            self._write(rows)
+            return
+        outcome = decide(self.of, rows, self._read(files, self.of.columns))
+        for value, count in zip(*np.unique(outcome, return_counts=True), strict=True):
+            self.outcomes[value] += int(count)
+        inserted = rows.take(np.flatnonzero(outcome == INSERTED))
+        updated = rows.take(np.flatnonzero(outcome == UPDATED))
+        if len(updated):
+            changed = set(month[outcome == UPDATED].tolist())
+            kept = self._replace([task for task in files if task.file.partition[0] in changed], updated)
+            inserted = pa.concat_tables([inserted, updated, *kept])
+        if len(inserted):
+            self._write(inserted.sort_by(self.event_time))
+
+    def commit(self, summary: dict[str, str]) -> None:
+        """Make the written files part of the table, in one snapshot; where nothing was written, do nothing."""
+        if not self.added:
+            return
+        with self.table.transaction() as transaction:
+            update = transaction.update_snapshot(snapshot_properties=summary)
+            with update.overwrite() if self.removed else update.fast_append() as snapshot:
+                for file in self.removed:
+                    snapshot.delete_data_file(file)
+                for file in self.added:
+                    snapshot.append_data_file(file)
+        self.snapshot_after = snapshot.snapshot_id
+
+    def undo(self) -> None:
+        """Delete the files that were written; only for a commit that is known not to have happened."""
+        for file in self.added:
+            with suppress(OSError):
+                self.table.io.delete(file.file_path)
+
+    def _read(self, files: Sequence[FileScanTask], columns: Sequence[str]) -> pa.Table:
+        from pyiceberg.expressions import AlwaysTrue
+        from pyiceberg.io.pyarrow import ArrowScan
+
+        schema = self.table.schema().select(*columns)
+        return ArrowScan(self.table.metadata, self.table.io, schema, AlwaysTrue()).to_table(files)
+
+    def _replace(self, files: Sequence[FileScanTask], updated: pa.Table) -> list[pa.Table]:
+        """Mark the files that hold an older revision as removed; return their other rows."""
+        import pyarrow.compute as pc
+
+        replaced = updated[self.of.identity].combine_chunks()
+        names = [field_.name for field_ in self.table.schema().fields]
+        kept = []
+        for task in files:
+            old = self._read([task], names)
+            stale = pc.is_in(old[self.of.identity], value_set=replaced)
+            if pc.any(stale).as_py():
+                self.removed.append(task.file)
+                kept.append(old.filter(pc.invert(stale)).select(updated.schema.names).cast(updated.schema))
+        return kept
+
+    def _write(self, rows: pa.Table) -> None:
+        """Write rows sorted by event time, one file a month."""
+        import numpy as np
+        from pyiceberg.io.pyarrow import write_file
+        from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+        from pyiceberg.table import WriteTask
+
+        schema, spec = self.table.schema(), self.table.spec()
+        month = months(rows[self.event_time])
+        starts = [0, *(np.flatnonzero(np.diff(month)) + 1).tolist(), len(rows)]
+        tasks = (
+            WriteTask(
+                write_uuid=self._id,
+                task_id=next(self._numbers),
+                schema=schema,
+                record_batches=rows.slice(start, end - start).combine_chunks().to_batches(),
+                partition_key=PartitionKey([PartitionFieldValue(spec.fields[0], int(month[start]))], spec, schema),
+            )
+            for start, end in itertools.pairwise(starts)
+        )
+        self.added.extend(write_file(self.table.io, self.table.metadata, tasks))
+
+
+def _refuse_other_writer(table: Table, dataset: Dataset) -> None:
+    writer = table.properties.get(WRITER)
+    if writer != ENGINE:
+        raise UsageError(
+            f"table {dataset.name} is written by {writer or 'another engine'}, not by {ENGINE}; nothing was loaded",
+            "set TRINO_HOST so that Trino writes"
+            if writer == "trino"
+            else f"choose another schema, or set the table property {WRITER} if {ENGINE} is to take the table over",
+        )
+
+
+def _schema(dataset: Dataset) -> Schema:
+    from pyiceberg.schema import Schema
+    from pyiceberg.types import NestedField
+
+    fields = [
+        NestedField(number, column.name, _iceberg_type(column), required=column.required, doc=column.doc)
+        for number, column in enumerate(dataset.columns, start=1)
+    ]
+    identity = shape(dataset).identity
+    return Schema(*fields, identifier_field_ids=[field_.field_id for field_ in fields if field_.name == identity])
+
+
+def _by_month(schema: Schema, dataset: Dataset) -> PartitionSpec:
+    from pyiceberg.partitioning import PartitionField, PartitionSpec
+    from pyiceberg.transforms import MonthTransform
+
+    source = schema.find_field(dataset.event_time).field_id
+    return PartitionSpec(PartitionField(source, 1000, MonthTransform(), f"{dataset.event_time}_month"))
+
+
+def _iceberg_type(column: Column) -> IcebergType:
+    from pyiceberg.types import DateType, DecimalType, IntegerType, StringType, TimestamptzType
+
+    if decimal := column.decimal():
+        return DecimalType(*decimal)
+    types: dict[str, IcebergType] = {
+        TEXT: StringType(),
+        TIMESTAMP: TimestamptzType(),
+        DATE: DateType(),
+        INTEGER: IntegerType(),
+    }
+    return types[column.type]
+
+
+def _new_columns(table: Table, dataset: Dataset) -> list[Column]:
+    """Optional columns the table lacks.
+
+    Raises:
+        UsageError: it differs from the dataset in any other way.
+    """
+    there = {field_.name: field_ for field_ in table.schema().fields}
+    wanted = {column.name for column in dataset.columns}
+    differences = [f"{name} is not in the dataset" for name in there if name not in wanted]
+    new = []
+    for column in dataset.columns:
+        field_ = there.get(column.name)
+        if field_ is None and column.required:
+            differences.append(f"{column.name} is missing")
+        elif field_ is None:
+            new.append(column)
+        elif field_.field_type != _iceberg_type(column):
+            differences.append(f"{column.name} is {field_.field_type}, not {column.type}")
+        elif field_.required and not column.required:
+            differences.append(f"{column.name} is required in the table")
+    schema = table.schema()
+    partitions = [(str(part.transform), schema.find_column_name(part.source_id)) for part in table.spec().fields]
+    if partitions != [("month", dataset.event_time)]:
+        differences.append(f"it is not partitioned by month({dataset.event_time})")
+    if differences:
+        raise UsageError(
+            f"table {dataset.name} is not what the dataset says: {'; '.join(differences)}; nothing was changed",
+            "migrate the table, or deploy the version that wrote it",
+        )
+    return new
+
+
+def _readable(table: Table) -> Any:
+    """The table's current snapshot as something DuckDB scans lazily and more than once."""
+    import pyarrow.dataset as ds
+    from pyiceberg.io.pyarrow import PyArrowFileIO, schema_to_pyarrow
+
+    scan = table.scan()
+    files = list(scan.plan_files())
+    schema = schema_to_pyarrow(table.schema(), include_field_ids=False)
+    if not files or any(task.delete_files for task in files) or not isinstance(table.io, PyArrowFileIO):
+        return scan.to_arrow()  # rows deleted by position (as Trino does) are taken out by pyiceberg alone
+    scheme, host, _ = table.io.parse_location(files[0].file.file_path)
+    paths = [table.io.parse_location(task.file.file_path)[2] for task in files]
+    return ds.dataset(paths, schema=schema, format="parquet", filesystem=table.io.fs_by_scheme(scheme, host))
+
+
+def _at_most(batches: Iterator[pa.RecordBatch], max_rows: int | None) -> Iterator[pa.RecordBatch]:
+    left = max_rows
+    for batch in batches:
+        if left is None:
+            yield batch
+            continue
+        yield batch.slice(0, left)
+        left -= min(left, len(batch))
+        if left == 0:
+            return
+
+
+def _tables_there(names: Sequence[str]) -> str:
+    return f"tables: {', '.join(names)}" if names else "there is no table yet: load a batch first"
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,210 @@
+"""The rule of the merge, and a batch's rows in the order of the table's partitions. Knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from marketdata.batches import ROWS_PER_PART, Batch
+from marketdata.datasets import Dataset
+from marketdata.errors import BadDataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+INSERTED, UPDATED, REPEATED, UNCHANGED, SUPERSEDED = range(5)
+"""What may become of a row, in the order of the fields of `Loaded`."""
+
+REVISES = (
+    "s.content_hash <> t.content_hash"
+    " AND (s.as_of > t.as_of OR (s.as_of = t.as_of AND s.content_hash > t.content_hash))"
+)
+"""SQL of DuckDB and Trino alike: row ``s`` of the batch replaces row ``t`` of the table."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How rows of a dataset meet the table.
+
+    Args:
+        identity: column that identifies a row.
+        revised: rows have revisions; else a row that is there stays as it is.
+        dated: the event time is part of the identity: a row can only be in its own month.
+    """
+
+    identity: str
+    revised: bool
+    dated: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns the decision needs."""
+        return (self.identity, "batch_id", *(("content_hash", "as_of") if self.revised else ()))
+
+    def outcome(self) -> str:
+        """SQL: what becomes of row ``s`` of the batch that meets row ``t`` of the table (NULLs: none)."""
+        same = "s.content_hash = t.content_hash" if self.revised else "TRUE"
+        revises = REVISES if self.revised else "FALSE"
+        return (
+            f"CASE WHEN t.{self.identity} IS NULL THEN {INSERTED}"
+            f" WHEN {same} AND s.batch_id = t.batch_id THEN {REPEATED}"
+            f" WHEN {same} THEN {UNCHANGED}"
+            f" WHEN {revises} THEN {UPDATED}"
+            f" ELSE {SUPERSEDED} END"
+        )
+
+
+def shape(dataset: Dataset) -> Shape:
+    names = {column.name for column in dataset.columns}
+    identity = "record_id" if "record_id" in names else dataset.key[0]
+    return Shape(identity, revised={"content_hash", "as_of"} <= names, dated=dataset.event_time in dataset.key)
+
+
+def decide(of: Shape, rows: pa.Table, state: pa.Table) -> NDArray[np.int8]:
+    """Outcome of each row of the batch, given what the table has of these records."""
+    import duckdb
+    import numpy as np
+    import pyarrow as pa
+
+    keys = rows.select(of.columns).append_column("position", pa.array(np.arange(len(rows), dtype=np.int32)))
+    with duckdb.connect() as connection:
+        connection.register("s", keys)
+        connection.register("t", state)
+        joined = f"s LEFT JOIN t ON s.{of.identity} = t.{of.identity}"
+        statement = f"SELECT CAST({of.outcome()} AS TINYINT) AS outcome FROM {joined} ORDER BY position"  # noqa: S608
+        return np.asarray(connection.execute(statement).fetchnumpy()["outcome"], dtype=np.int8)
+
+
+def months(event_time: pa.ChunkedArray[Any]) -> NDArray[np.int64]:
+    """Months since 1970-01 (UTC) of timestamps in microseconds; negative before."""
+    import numpy as np
+    import pyarrow as pa
+
+    microseconds = event_time.cast(pa.int64()).to_numpy()
+    result: NDArray[np.int64] = microseconds.view("datetime64[us]").astype("datetime64[M]").astype(np.int64)
+    return result
+
+
+def month_start(month: int) -> datetime:
+    """First moment of a month counted from 1970-01."""
+    return datetime(1970 + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+
+
+class Rows:
+    """Rows to be merged: parts that can be read again, never all held at once."""
+
+    def __init__(self, dataset: Dataset, source: Batch | pa.Table) -> None:
+        self._dataset = dataset
+        self._source = source
+        # Neighbouring slices share the part between them, and a source of one part is read once.
+        self._read = lru_cache(maxsize=1)(self._read_part)
+        self._counts = [self._months_in(index) for index in range(self._parts)]
+
+    @property
+    def _parts(self) -> int:
+        return len(self._source.manifest.parts) if isinstance(self._source, Batch) else 1
+
+    def parts(self) -> Iterator[pa.Table]:
+        """The rows as they come."""
+        for index in range(self._parts):
+            yield self._read(index)
+
+    def slices(self) -> Iterator[pa.Table]:
+        """The rows by event time, in tables of whole months, of about `ROWS_PER_PART` rows.
+
+        Raises:
+            BadDataError: a record is there twice.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        for first, last in self._spans():
+            pieces = []
+            for index, counts in enumerate(self._counts):
+                if any(first <= month <= last for month in counts):
+                    part = self._read(index)
+                    month = months(part[self._dataset.event_time])
+                    inside = (month >= first) & (month <= last)
+                    pieces.append(part if inside.all() else part.take(np.flatnonzero(inside)))
+            together = pa.concat_tables(pieces)
+            del pieces
+            self._refuse_twins(together)
+            yield together.sort_by(self._dataset.event_time)
+
+    def bounds(self) -> tuple[datetime, datetime] | None:
+        """Start of the first month that has rows, and the end (exclusive) of the last one."""
+        present = [month for counts in self._counts for month in counts]
+        return (month_start(min(present)), month_start(max(present) + 1)) if present else None
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        totals: dict[int, int] = {}
+        for counts in self._counts:
+            for month, count in counts.items():
+                totals[month] = totals.get(month, 0) + count
+        span: list[int] = []
+        held = 0
+        for month in sorted(totals):
+            if span and held + totals[month] > ROWS_PER_PART:
+                yield span[0], span[-1]
+                span, held = [], 0
+            span.append(month)
+            held += totals[month]
+        if span:
+            yield span[0], span[-1]
+
+    def _months_in(self, index: int) -> dict[int, int]:
+        import numpy as np
+
+        name = self._dataset.event_time
+        if isinstance(self._source, Batch) and self._parts > 1:
+            event_time = next(_only(self._source, index).tables([name]))[name].cast(
+                self._dataset.arrow_schema().field(name).type
+            )
+        else:
+            event_time = self._read(index)[name]
+        values, counts = np.unique(months(event_time), return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+    def _read_part(self, index: int) -> pa.Table:
+        return self._conform(
+            next(_only(self._source, index).tables()) if isinstance(self._source, Batch) else self._source
+        )
+
+    def _conform(self, table: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        schema = self._dataset.arrow_schema()
+        try:
+            return table.select(schema.names).cast(schema)
+        except (KeyError, ValueError, pa.ArrowInvalid) as error:
+            raise BadDataError(
+                f"rows do not fit the schema of {self._dataset.name}: {_first_line(error)}; nothing was loaded",
+                "transform the batch again with this version",
+            ) from error
+
+    def _refuse_twins(self, rows: pa.Table) -> None:
+        import pyarrow.compute as pc
+
+        identity = shape(self._dataset).identity
+        if pc.count_distinct(rows[identity]).as_py() < len(rows):
+            twins = rows.group_by(identity).aggregate([([], "count_all")]).filter(pc.field("count_all") > 1)
+            raise BadDataError(
+                f"{len(twins)} records are in the batch more than once, e.g. {identity} {twins[identity][0]};"
+                " nothing was loaded",
+                "transform the batch again",
+            )
+
+
+def _only(batch: Batch, index: int) -> Batch:
+    """The batch as if it had this one part."""
+    return replace(batch, manifest=replace(batch.manifest, parts=(batch.manifest.parts[index],)))
+
+
+def _first_line(error: Any) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,51 @@
+"""Named compute profiles: what a task's container asks for, what it may use, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from marketdata.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ComputeProfile:
+    """Resources of a task's base container, in Kubernetes quantities, as (request, limit).
+
+    Args:
+        deadline_seconds: the pod is ended after it, however far it got; a run has 3600 s, retries included.
+    """
+
+    cpu: tuple[str, str]
+    memory: tuple[str, str]
+    ephemeral_storage: tuple[str, str]
+    deadline_seconds: int
+
+    @property
+    def requests(self) -> dict[str, str]:
+        return {"cpu": self.cpu[0], "memory": self.memory[0], "ephemeral-storage": self.ephemeral_storage[0]}
+
+    @property
+    def limits(self) -> dict[str, str]:
+        return {"cpu": self.cpu[1], "memory": self.memory[1], "ephemeral-storage": self.ephemeral_storage[1]}
+
+
+PROFILES = {
+    "small": ComputeProfile(("500m", "1000m"), ("512Mi", "1Gi"), ("256Mi", "512Mi"), deadline_seconds=900),
+    "medium": ComputeProfile(("1000m", "2000m"), ("2Gi", "4Gi"), ("256Mi", "512Mi"), deadline_seconds=1800),
+}
+"""`small` is the platform's default; `medium` holds a decade of daily prices in pandas at once."""
+
+
+def get(name: str) -> ComputeProfile:
+    """The profile of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"no compute profile is named {name!r}", f"profiles: {', '.join(sorted(PROFILES))}")
+    return PROFILES[name]
+
+
+SIDECAR = ComputeProfile(("10m", "100m"), ("16Mi", "64Mi"), ("16Mi", "64Mi"), deadline_seconds=0)
+"""Of the container that hands the result over; it lives and ends with its pod."""

@@ -1,0 +1,334 @@
+"""The command line `marketdata`: what pods run, and what people use beside the Airflow UI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from marketdata import datasets, settings
+from marketdata.batches import Interval, Lake
+from marketdata.errors import MarketdataError, UsageError
+from marketdata.observability import logs, runs
+from marketdata.settings import Settings
+
+if TYPE_CHECKING:
+    from marketdata.batches import Batch
+    from marketdata.datasets import Dataset
+
+log = logging.getLogger("marketdata")
+
+
+class _OneLineErrors(TyperGroup):
+    """An error is one line with its remedy; the traceback goes to the log; the exit code says whose fault it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MarketdataError as error:
+            log.error("%s", error, exc_info=True)
+            typer.echo(f"error: {error.message}", err=True)
+            if error.remedy:
+                typer.echo(f"  fix: {error.remedy}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    name="marketdata",
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Market-data pipelines: run them, look at what they did, and ask the lake.",
+    epilog='Examples: [b]marketdata run[/b] · [b]marketdata query "SELECT * FROM commodity_prices LIMIT 5"[/b] · '
+    "[b]marketdata topics read commodity-prices[/b]",
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics as code: compare, create, read back.")
+engines_app = typer.Typer(no_args_is_help=True, help="The embedded engines of this laptop: Kafka, PostgreSQL, Airflow.")
+runs_app = typer.Typer(no_args_is_help=True, help="What runs did, step by step.")
+app.add_typer(topics_app, name="topics", rich_help_panel="For people")
+app.add_typer(engines_app, name="engines", rich_help_panel="For people")
+app.add_typer(runs_app, name="runs", rich_help_panel="For people")
+
+STEPS = "Steps (what the pods run)"
+PEOPLE = "For people"
+
+
+class Reprocess(StrEnum):
+    none = "none"
+    failed = "failed"
+    completed = "completed"
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+DatasetName = Annotated[str, typer.Option("--dataset", help="Dataset, e.g. commodity_prices.")]
+BatchUri = Annotated[str, typer.Option("--batch", help="Manifest URI of the batch the step before handed over.")]
+RunId = Annotated[str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Airflow run id.")]
+Day = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"])]
+
+
+def _for_people(command: str) -> Settings:
+    loaded = settings.load()
+    logs.configure(loaded, command, file=loaded.marketdata_home / "logs" / "marketdata.jsonl")
+    return loaded
+
+
+def _step(name: str, dataset: str, run_id: str, work: Callable[[Settings, Dataset], dict[str, Any]]) -> None:
+    """Run a step: logs, the run record, and the result for XCom."""
+    loaded = settings.load()
+    logs.configure(loaded, name)
+    contract = datasets.get(dataset)
+    logs.bind(dataset=dataset, layer="batch", run_id=run_id)
+    started = datetime.now()  # noqa: DTZ005 - a duration only
+    with runs.recorded(loaded, dataset, run_id, name) as record:
+        record.result = work(loaded, contract)
+    milliseconds = int((datetime.now() - started).total_seconds() * 1000)  # noqa: DTZ005
+    log.info("step done", extra={"duration_ms": milliseconds, "batch_id": record.result.get("batch_id")})
+    _hand_over(record.result)
+
+
+def _hand_over(result: dict[str, Any]) -> None:
+    target = os.environ.get("MARKETDATA_RESULT")
+    text = json.dumps(result, default=str)
+    if target is None:
+        typer.echo(text)
+        return
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _summary(batch: Batch) -> dict[str, Any]:
+    counts = {name: value for name, value in batch.manifest.counts.items() if isinstance(value, int)}
+    return {"batch": batch.uri, "batch_id": batch.manifest.batch_id, "rows": batch.manifest.rows, **counts}
+
+
+@app.command(rich_help_panel=STEPS)
+def preflight(dataset: DatasetName, run_id: RunId) -> None:
+    """Reach every engine and check the topic, before anything is read."""
+    from marketdata.tasks.preflight import preflight as work
+
+    _step("preflight", dataset, run_id, work)
+
+
+@app.command(rich_help_panel=STEPS)
+def extract(
+    dataset: DatasetName,
+    run_id: RunId,
+    start: Annotated[Day, typer.Option(help="First day.")],
+    end: Annotated[Day, typer.Option(help="Day after the last one.")],
+    lookback_days: Annotated[int, typer.Option(min=0, help="Days before the interval to ask for revisions.")] = 0,
+    attempt_of_run: Annotated[int, typer.Option(min=0, help="How often the run was cleared.")] = 0,
+    sources: Annotated[str, typer.Option(help="Sources, separated by commas; default: MARKETDATA_SOURCES.")] = "",
+) -> None:
+    """Read the sources for the days [start, end) into a raw batch."""
+    from marketdata.tasks.extract import extract as work
+
+    def extracted(loaded: Settings, contract: Dataset) -> dict[str, Any]:
+        chosen = loaded.model_copy(update={"marketdata_sources": sources}) if sources else loaded
+        interval = Interval(start.date(), end.date())
+        batch = work(
+            chosen, contract, interval, lookback_days=lookback_days, run_id=run_id, attempt_of_run=attempt_of_run
+        )
+        details = batch.manifest.details
+        return {**_summary(batch), "start": start.date(), "fingerprints": details["fingerprints"]}
+
+    _step("extract", dataset, run_id, extracted)
+
+
+@app.command(rich_help_panel=STEPS)
+def validate(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
+    """Let the quality gate judge a raw batch: quarantine rows, or stop."""
+    from marketdata.tasks.validate import validate as work
+
+    _step(
+        "validate", dataset, run_id, lambda loaded, contract: _summary(work(loaded, contract, Lake(loaded).open(batch)))
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def transform(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
+    """Type, normalise and identify the accepted rows."""
+    from marketdata.tasks.transform import transform as work
+
+    _step(
+        "transform",
+        dataset,
+        run_id,
+        lambda loaded, contract: _summary(work(loaded, contract, Lake(loaded).open(batch))),
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def publish(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
+    """Publish the changed records in one Kafka transaction."""
+    from marketdata.tasks.publish import publish as work
+
+    _step("publish", dataset, run_id, lambda loaded, contract: work(loaded, contract, Lake(loaded).open(batch)))
+
+
+@app.command(rich_help_panel=STEPS)
+def load(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
+    """Merge the changed records into the table in one commit."""
+    from marketdata.tasks.load import load as work
+
+    _step("load", dataset, run_id, lambda loaded, contract: work(loaded, contract, Lake(loaded).open(batch)))
+
+
+@app.command(rich_help_panel=STEPS)
+def reconcile(
+    dataset: DatasetName,
+    run_id: RunId,
+    batch: Annotated[
+        str, typer.Option("--batch", help="Transformed batch; empty where the run did not get so far.")
+    ] = "",
+) -> None:
+    """Prove by sets of record ids and content hashes that nothing was lost and nothing is there twice."""
+    from marketdata.tasks.reconcile import reconcile as work
+
+    _step("reconcile", dataset, run_id, lambda loaded, contract: work(loaded, contract, batch))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def run(
+    dataset: DatasetName = "commodity_prices",
+    start: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day; default: see above.")] = None,
+    end: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Day after the last one.")] = None,
+) -> None:
+    """Carry prices through the whole pipeline here and now, and show what happened.
+
+    The first run of a set of sources asks for their whole history, later ones for the newest interval.
+    """
+    from marketdata.tasks.run import run as work
+
+    days = (start.date() if start else None, end.date() if end else None)
+    raise typer.Exit(work(_for_people("run"), datasets.get(dataset), *days))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def backfill(
+    start: Annotated[Day, typer.Option("--from", help="First day.")],
+    end: Annotated[Day, typer.Option("--to", help="Last day.")],
+    reprocess: Annotated[
+        Reprocess, typer.Option(help="What to do with days that have a run already.")
+    ] = Reprocess.none,
+) -> None:
+    """Run the pipeline for past days through Airflow's scheduler, which is started if it does not run."""
+    from marketdata.tasks.backfill import backfill as work
+
+    raise typer.Exit(work(_for_people("backfill"), start.date(), end.date(), reprocess.value))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT; tables: commodity_prices, commodity_prices_quarantine.")],
+    format: Annotated[Format, typer.Option("--format", help="How to print the answer.")] = Format.table,  # noqa: A002
+) -> None:
+    """Ask the lake.
+
+    Example: marketdata query "SELECT commodity, max(price) FROM commodity_prices GROUP BY 1" --format csv
+    """
+    from marketdata.tasks.query import query as work
+
+    work(_for_people("query"), sql, format.value)
+
+
+@topics_app.command("diff")
+def topics_diff() -> None:
+    """Compare the cluster's topics with the catalogue; exit 1 where they differ."""
+    from marketdata.tasks import topics
+
+    raise typer.Exit(topics.diff(_for_people("topics")))
+
+
+@topics_app.command("apply")
+def topics_apply() -> None:
+    """Create what is missing and apply safe changes; destructive ones are refused."""
+    from marketdata.tasks import topics
+
+    topics.apply(_for_people("topics"))
+
+
+@topics_app.command("read")
+def topics_read(
+    topic: Annotated[str, typer.Argument(help="Topic, e.g. commodity-prices.")],
+    limit: Annotated[int, typer.Option(min=1, help="Messages to read, from the beginning.")] = 10,
+) -> None:
+    """Print committed messages from the beginning, one JSON a line."""
+    from marketdata.tasks import topics
+
+    topics.read(_for_people("topics"), topic, limit)
+
+
+@engines_app.command("up")
+def engines_up(
+    airflow: Annotated[bool, typer.Option("--airflow", help="Also start the Airflow UI and scheduler.")] = False,
+) -> None:
+    """Start the embedded engines that no address replaces."""
+    from marketdata.tasks import engines
+
+    engines.up(_for_people("engines"), airflow=airflow)
+
+
+@engines_app.command("down")
+def engines_down() -> None:
+    """Stop what was started here."""
+    from marketdata.tasks import engines
+
+    engines.down(_for_people("engines"))
+
+
+@engines_app.command("status")
+def engines_status() -> None:
+    """List the engines, their state and address."""
+    from marketdata.tasks import engines
+
+    engines.status(_for_people("engines"))
+
+
+@runs_app.command("list")
+def runs_list(
+    dataset: DatasetName = "commodity_prices", limit: Annotated[int, typer.Option(min=1, max=1000)] = 20
+) -> None:
+    """List the last runs, newest first."""
+    from marketdata.tasks import runs as work
+
+    work.show_list(_for_people("runs"), datasets.get(dataset), limit)
+
+
+@runs_app.command("show")
+def runs_show(run_id: str, dataset: DatasetName = "commodity_prices") -> None:
+    """Show one run: each step, and the table per commodity and series."""
+    from marketdata.tasks import runs as work
+
+    work.show(_for_people("runs"), datasets.get(dataset), run_id)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 64 usage, 65 bad data, 69 a dependency is down, 70 our bug, 75 try later."""
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(UsageError.exit_code if end.code == 2 else end.code)
+    except Exception as error:  # our bug: everything foreseen is a MarketdataError
+        log.exception("unforeseen")
+        typer.echo(f"error: unforeseen {type(error).__name__}: {error}", err=True)
+        sys.exit(MarketdataError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`marketdata runs`, and the table every run ends with: what each step did, and rows per commodity and series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from marketdata.datasets import Dataset
+from marketdata.errors import UsageError
+from marketdata.observability import runs
+from marketdata.observability.runs import Step
+from marketdata.settings import Settings
+
+STEPS = ("preflight", "extract", "validate", "transform", "publish", "load", "reconcile")
+"""In the order of the pipeline."""
+
+_STYLES = {"done": "green", "failed": "red", "running": "yellow"}
+
+
+def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
+    """Print the last runs, newest first."""
+    table = Table(
+        "run", "started", "steps done", "extracted", "quarantined", "published", "loaded", header_style="bold"
+    )
+    for steps in runs.latest(settings, dataset.name, limit):
+        summary = summary_of(steps)
+        states = {step.step: step.state for step in steps}
+        failed = [name for name, state in states.items() if state == "failed"]
+        done = f"{sum(state == 'done' for state in states.values())} of {len(STEPS)}"
+        table.add_row(
+            steps[0].run_id,
+            f"{steps[0].started_at:%Y-%m-%d %H:%M:%S}",
+            f"[red]failed: {', '.join(failed)}[/]" if failed else done,
+            *(str(summary.get(name, "")) for name in ("extracted", "quarantined", "published", "loaded")),
+        )
+    Console().print(table)
+
+
+def show(settings: Settings, dataset: Dataset, run_id: str) -> None:
+    """Print one run.
+
+    Raises:
+        UsageError: no such run is on record.
+    """
+    steps = runs.steps(settings, dataset.name, run_id)
+    if not steps:
+        raise UsageError(f"no run {run_id!r} of {dataset.name} is on record", "marketdata runs list")
+    console = Console()
+    console.print(steps_table(steps))
+    if summary := summary_of(steps):
+        console.print(series_table(summary))
+
+
+def summary_of(steps: Sequence[Step]) -> dict[str, Any]:
+    """What reconcile proved; empty where the run did not get so far."""
+    return next((step.result for step in steps if step.step == "reconcile" and step.state == "done"), {})
+
+
+def steps_table(steps: Sequence[Step]) -> Table:
+    """Each step of a run: state, seconds, rows, error."""
+    by_name = {step.step: step for step in steps}
+    table = Table("step", "state", "seconds", "rows", "", header_style="bold", box=None, pad_edge=False)
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for name in STEPS:
+        step = by_name.get(name)
+        if step is None:
+            table.add_row(f"[dim]{name}", "[dim]waiting", "", "", "")
+            continue
+        seconds = f"{step.seconds:.1f}" if step.seconds is not None else ""
+        rows = next((f"{step.result[k]:,}" for k in _ROWS.get(name, ()) if k in step.result), "")
+        table.add_row(name, f"[{_STYLES[step.state]}]{step.state}", seconds, rows, step.error or "")
+    return table
+
+
+_ROWS = {
+    "extract": ("rows",),
+    "validate": ("accepted",),
+    "transform": ("rows",),
+    "publish": ("published",),
+    "load": ("inserted",),
+    "reconcile": ("records",),
+}
+
+
+def series_table(summary: dict[str, Any]) -> Table:
+    """Rows per commodity and series."""
+    numbers = ("extracted", "quarantined", "published", "already_published", "loaded", "already_loaded")
+    table = Table(
+        "commodity", "series", "frequency", "source", *(n.replace("_", " ") for n in numbers), header_style="bold"
+    )
+    for column in table.columns[4:]:
+        column.justify = "right"
+    for row in sorted(summary["by_series"], key=lambda row: (row["commodity"], row["series"], row["source"])):
+        table.add_row(
+            row["commodity"], row["series"], row["frequency"], row["source"], *(f"{row[n]:,}" for n in numbers)
+        )
+    table.add_section()
+    table.add_row("[bold]all", "", "", "", *(f"[bold]{summary[n]:,}" for n in numbers))
+    return table

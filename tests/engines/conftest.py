@@ -1,0 +1,43 @@
+"""Real engines for tests, each started once a session and only when asked for.
+
+Other folders import the fixtures they need: ``from engines.conftest import s3, trino, trino_s3, trino_server  # noqa: F401``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from engines.s3proxy import S3, s3proxy
+from engines.trino import Lake
+from engines.trino import trino as run_trino
+from marketdata.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3-compatible store with one empty bucket."""
+    with s3proxy(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def trino_server(embedded: Settings, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """One Trino with catalog `iceberg` on this disk and catalog `iceberg_s3` on the store, both on the embedded PostgreSQL."""
+    lakes = {"iceberg": Lake(embedded.require("lake_uri")), "iceberg_s3": Lake(f"s3://{s3.bucket}/lake", s3)}
+    with run_trino(embedded.require("postgres_dsn"), lakes, tmp_path_factory.mktemp("trino") / "server") as (host, port):
+        yield {"trino_host": host, "trino_port": port, "postgres_dsn": embedded.require("postgres_dsn")}
+
+
+@pytest.fixture(scope="session")
+def trino(trino_server: dict[str, Any], embedded: Settings) -> dict[str, Any]:
+    """Overrides of Settings: Trino on a lake on this disk."""
+    return {**trino_server, "trino_catalog": "iceberg", "lake_uri": embedded.require("lake_uri")}
+
+
+@pytest.fixture(scope="session")
+def trino_s3(trino_server: dict[str, Any], s3: S3) -> dict[str, Any]:
+    """Overrides of Settings: Trino on a lake in an S3-compatible store."""
+    return {**trino_server, "trino_catalog": "iceberg_s3", "lake_uri": f"s3://{s3.bucket}/lake", **s3.settings()}

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def marketdata(tmp_path):
+    """The command as a pod runs it: a bare environment, and no embedded engine."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "marketdata.tasks.cli", *arguments],
+            env={"PATH": os.environ["PATH"], "MARKETDATA_HOME": str(tmp_path), **environment},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    return call
+
+
+EXTRACT = ("extract", "--dataset", "commodity_prices", "--run-id", "r1", "--start", "2018-12-03", "--end", "2018-12-06")
+
+
+def test_help_lists_the_commands_with_examples(marketdata):
+    shown = marketdata("--help")
+    assert shown.returncode == 0
+    for word in ("run", "query", "topics", "runs", "engines", "backfill", "extract", "reconcile", "Examples:"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nonsense",), "No such command"),
+        (("extract",), "Missing option"),
+        (("extract", "--dataset", "gold", *EXTRACT[3:]), "no dataset is named 'gold'"),
+        (EXTRACT, "LAKE_URI is not set"),
+    ],
+)
+def test_wrong_use_is_exit_64_and_says_what(marketdata, arguments, says):
+    ended = marketdata(*arguments)
+    assert ended.returncode == 64
+    assert says in ended.stderr
+    assert "Traceback" not in "".join(line for line in ended.stderr.splitlines() if not line.startswith("{"))
+
+
+def test_an_error_is_one_line_and_its_remedy_and_the_traceback_is_in_the_log(marketdata):
+    ended = marketdata(*EXTRACT)
+    people = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+    logged = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert people[0].startswith("error: LAKE_URI is not set")
+    assert people[1].startswith("  fix: ")
+    assert len(people) == 2
+    assert any("Traceback" in line.get("exc_info", "") for line in logged)
+
+
+def test_a_step_hands_its_result_over_in_the_file_it_is_given(marketdata, tmp_path):
+    result = tmp_path / "xcom" / "return.json"
+    ended = marketdata(*EXTRACT, LAKE_URI=f"file://{tmp_path}/lake", MARKETDATA_RESULT=str(result))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    handed = json.loads(result.read_text())
+    assert handed["rows"] == 3
+    assert handed["batch"].startswith(f"file://{tmp_path}/lake/batches/commodity_prices/2018-12-03/")
+
+
+def test_an_unforeseen_error_is_exit_70(marketdata, tmp_path):
+    (tmp_path / "lake").mkdir()
+    ended = marketdata(*EXTRACT, LAKE_URI=f"file://{tmp_path}/lake", MARKETDATA_RESULT="/proc/nowhere/return.json")
+    assert ended.returncode == 70
+    assert "error: unforeseen" in ended.stderr
