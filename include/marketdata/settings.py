@@ -66,6 +66,15 @@ class Settings(BaseSettings):
         "commodities", pattern=r"^[a-z_][a-z0-9_]*$", description="Schema (namespace) of the tables."
     )
 
+    runbooks_url: str | None = Field(
+        None, pattern=r"^https?://", description="Where people read docs/runbooks; Slack messages link there."
+    )
+    pushgateway_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Prometheus Pushgateway of the run metrics; unset, none are kept or pushed.",
+    )
+
     marketdata_sources: str = Field("archive", description="Sources to extract from, in order, separated by commas.")
     marketdata_files: Path | None = Field(None, description="Folder the `files` source reads.")
     marketdata_files_mapping: Path | None = Field(

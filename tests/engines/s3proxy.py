@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.jvm import server
 from marketdata.engines import jars
 from marketdata.engines.process import free_port
 
-from engines.jvm import server
-
 VERSION = "4.1.0"
+JAR = (
+    "a4d025969aaf796616ed4b1e2491d87d455ce84bb28cb9db086b2e6aaa68b48d  "
+    f"org.gaul:s3proxy:{VERSION}:jar:jar-with-dependencies"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def s3proxy(folder: Path, bucket: str = "lake") -> Iterator[S3]:
 
 def _jar() -> Path:
     def make(folder: Path) -> None:
-        jar = jars.fetch_one("org.gaul", "s3proxy", VERSION, "jar", folder, "jar-with-dependencies")
+        (jar,) = jars.fetch(JAR, folder)
         jar.rename(folder / "s3proxy.jar")
 
     return jars.cached(f"s3proxy-{VERSION}", make) / "s3proxy.jar"

@@ -1,4 +1,4 @@
-"""Real Trino 476 with its Iceberg connector; the catalog is the JDBC one that pyiceberg shares, on a given PostgreSQL."""
+"""Real Trino 476 with its Iceberg connector, on the JDBC catalog that pyiceberg uses too, on a given PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engines.jvm import server
+from engines.s3proxy import S3
 from marketdata.engines import jars
 from marketdata.engines.process import free_port
 
-from engines.jvm import server
-from engines.s3proxy import S3
-
 VERSION = "476"
+SERVER = (
+    f"0f388f9967c177ae70a47c099082fc95387f0c3cb96d8000d1d41fc3a5223158  io.trino:trino-server-core:{VERSION}:tar.gz"
+)
+PLUGIN = f"99edba5b491ed94d599aeb61e0794272d3569d8b563f3bb8569e8a49daa87b6c  io.trino:trino-iceberg:{VERSION}:zip"
 
 
 @dataclass(frozen=True)
@@ -108,24 +111,25 @@ def _create_catalog_tables(postgres_dsn: str, lake: Lake) -> None:
 
 def _installed() -> Path:
     def make(folder: Path) -> None:
-        archive = jars.fetch_one("io.trino", "trino-server-core", VERSION, "tar.gz", folder)
+        archive, plugin = jars.fetch(f"{SERVER}\n{PLUGIN}", folder)
         with tarfile.open(archive) as server_files:
             server_files.extractall(folder / "unpacked", filter="data")
-        plugin = jars.fetch_one("io.trino", "trino-iceberg", VERSION, "zip", folder)
         with zipfile.ZipFile(plugin) as plugin_files:
-            plugin_files.extractall(folder / "unpacked-plugin")
+            plugin_files.extractall(folder / "unpacked-plugin")  # noqa: S202 - zipfile strips leading and double dots
         (folder / "unpacked" / f"trino-server-core-{VERSION}" / "lib").rename(folder / "lib")
         (folder / "plugin").mkdir()
         (folder / "unpacked-plugin" / f"trino-iceberg-{VERSION}").rename(folder / "plugin" / "iceberg")
-        for leftover in ("unpacked", "unpacked-plugin", "repository"):
+        for leftover in ("unpacked", "unpacked-plugin"):
             shutil.rmtree(folder / leftover)
+        archive.unlink()
+        plugin.unlink()
 
     return jars.cached(f"trino-{VERSION}", make)
 
 
 def _started(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/info", timeout=2) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/info", timeout=2) as answer:
             return json.load(answer)["starting"] is False
     except OSError:
         return False

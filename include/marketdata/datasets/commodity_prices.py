@@ -91,5 +91,6 @@ COMMODITY_PRICES = Dataset(
         KnownEvent(
             "WTI", date(2020, 4, 20), "WTI settled below zero when the May 2020 contract expired with storage full"
         ),
+        KnownEvent("CL=F", date(2020, 4, 20), "the May 2020 WTI future settled below zero with storage full"),
     ),
 )

@@ -6,14 +6,13 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from marketdata.engines.process import ProcessId
 
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What is known of one engine; it stays in the file after a stop, so that the next start takes the same port."""
+    """What is known of one engine; after a stop it stays, without its process: the next start takes the same port."""
 
     address: str
     version: str
@@ -37,22 +36,20 @@ class Endpoints:
 def read(path: Path) -> Endpoints:
     """What the file says; a missing or damaged file says nothing."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
         engines = {name: EngineRecord(**record) for name, record in content.pop("engines", {}).items()}
-    except (OSError, ValueError, TypeError):
+        return Endpoints({name: str(value) for name, value in content.items()}, engines)
+    except (OSError, ValueError, TypeError, AttributeError):
         return Endpoints()
-    return Endpoints({name: str(value) for name, value in content.items()}, engines)
 
 
 def write(path: Path, endpoints: Endpoints) -> None:
     """Replace the file at once; only its owner can read it, because it holds a password."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.new")
     content = {**endpoints.values, "engines": {name: asdict(record) for name, record in endpoints.engines.items()}}
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file, indent=2)
-        file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

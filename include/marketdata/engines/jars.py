@@ -1,39 +1,37 @@
-"""Java programs from Maven Central, cached for every checkout of this machine."""
+"""Java programs from Maven Central: pinned by checksum, cached once for every checkout of this machine."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marketdata.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from jgo.maven import MavenContext
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the machine's cache; `make` fills it the first time.
 
-    It is filled under another name and renamed when complete: a download that was cut off never counts as one. Two at
-    once make it once.
+    It is filled under another name and renamed when complete, so that work that was cut off never counts as done. Two
+    callers at once make it once.
     """
-    from filelock import FileLock
-
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marketdata"
     folder = root / name
     if folder.is_dir():
         return folder
+    from filelock import FileLock
+
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{name}.lock"):
         if not folder.is_dir():
             for left in root.glob(f"{name}.forming-*"):
                 shutil.rmtree(left, ignore_errors=True)
             forming = Path(tempfile.mkdtemp(prefix=f"{name}.forming-", dir=root))
+            forming.chmod(0o755)
             try:
                 make(forming)
                 forming.rename(folder)
@@ -42,47 +40,37 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def fetch(coordinates: str, folder: Path) -> None:
-    """Download jars with all they depend on.
+def fetch(pins: str, folder: Path) -> list[Path]:
+    """Download files into a folder and compare their checksums.
+
+    Args:
+        pins: a line for each file: sha256 and ``group:artifact:version:packaging[:classifier]``; # begins a comment.
 
     Raises:
         UnavailableError: Maven Central cannot be reached, or sent something else.
     """
-    from jgo.env import EnvironmentBuilder, LinkStrategy
-
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        builder = EnvironmentBuilder(_maven(Path(work)), cache_dir=Path(work) / "env", link_strategy=LinkStrategy.HARD)
-        try:
-            downloaded = builder.from_endpoint(coordinates).all_jars
-        except Exception as error:  # jgo raises whatever its HTTP library does
-            raise _unreachable(coordinates.partition("+")[0], error) from error
-        for jar in downloaded:
-            if not zipfile.is_zipfile(jar):
-                raise UnavailableError(f"{jar.name} from Maven Central is no jar; nothing was kept", "try again")
-            jar.replace(folder / jar.name)
+    lines = [line.split() for line in pins.splitlines() if line and not line.startswith("#")]
+    repository = folder / "repository"
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        files = list(pool.map(lambda line: _fetch_one(line[1], line[0], repository), lines))
+    kept = [file.rename(folder / file.name) for file in files]
+    shutil.rmtree(repository)
+    return kept
 
 
-def fetch_one(group: str, artifact: str, version: str, packaging: str, folder: Path, classifier: str = "") -> Path:
-    """Download one file, of any packaging, without what it depends on.
-
-    Raises:
-        UnavailableError: Maven Central cannot be reached.
-    """
-    component = _maven(folder).project(group, artifact).at_version(version)
-    try:
-        return Path(component.artifact(classifier, packaging).resolve())
-    except Exception as error:
-        raise _unreachable(f"{group}:{artifact}:{version}", error) from error
-
-
-def _maven(cache: Path) -> MavenContext:
+def _fetch_one(coordinates: str, sha256: str, repository: Path) -> Path:
     from jgo.maven import MavenContext
 
-    return MavenContext(repo_cache=cache / "repository", timeout=60)
-
-
-def _unreachable(what: str, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"{what} could not be downloaded from Maven Central, and nothing was kept: {str(error).splitlines()[0][:200]}",
-        "connect this machine to the network once, after that the cache serves",
-    )
+    group, artifact, version, packaging, *classifier = coordinates.split(":")
+    component = MavenContext(repo_cache=repository, timeout=60).project(group, artifact).at_version(version)
+    try:
+        file = Path(component.artifact("".join(classifier), packaging).resolve())
+    except Exception as error:  # jgo passes on whatever its HTTP library raises
+        raise UnavailableError(
+            f"{coordinates} could not be downloaded from Maven Central ({type(error).__name__}); nothing was kept",
+            "connect this machine to the network once; after that its cache serves",
+        ) from error
+    with file.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
+            raise UnavailableError(f"{coordinates} from Maven Central is not the file that is pinned; nothing was kept")
+    return file

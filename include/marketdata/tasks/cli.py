@@ -78,7 +78,7 @@ class Format(StrEnum):
 DatasetName = Annotated[str, typer.Option("--dataset", help="Dataset, e.g. commodity_prices.")]
 BatchUri = Annotated[str, typer.Option("--batch", help="Manifest URI of the batch the step before handed over.")]
 RunId = Annotated[str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Airflow run id.")]
-Day = Annotated[datetime, typer.Option(formats=["%Y-%m-%d"])]
+DAYS = ["%Y-%m-%d"]
 
 
 def _for_people(command: str) -> Settings:
@@ -129,8 +129,8 @@ def preflight(dataset: DatasetName, run_id: RunId) -> None:
 def extract(
     dataset: DatasetName,
     run_id: RunId,
-    start: Annotated[Day, typer.Option(help="First day.")],
-    end: Annotated[Day, typer.Option(help="Day after the last one.")],
+    start: Annotated[datetime, typer.Option(formats=DAYS, help="First day.")],
+    end: Annotated[datetime, typer.Option(formats=DAYS, help="Day after the last one.")],
     lookback_days: Annotated[int, typer.Option(min=0, help="Days before the interval to ask for revisions.")] = 0,
     attempt_of_run: Annotated[int, typer.Option(min=0, help="How often the run was cleared.")] = 0,
     sources: Annotated[str, typer.Option(help="Sources, separated by commas; default: MARKETDATA_SOURCES.")] = "",
@@ -206,8 +206,8 @@ def reconcile(
 @app.command(rich_help_panel=PEOPLE)
 def run(
     dataset: DatasetName = "commodity_prices",
-    start: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day; default: see above.")] = None,
-    end: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Day after the last one.")] = None,
+    start: Annotated[datetime | None, typer.Option(formats=DAYS, help="First day; default: see above.")] = None,
+    end: Annotated[datetime | None, typer.Option(formats=DAYS, help="Day after the last one.")] = None,
 ) -> None:
     """Carry prices through the whole pipeline here and now, and show what happened.
 
@@ -221,8 +221,8 @@ def run(
 
 @app.command(rich_help_panel=PEOPLE)
 def backfill(
-    start: Annotated[Day, typer.Option("--from", help="First day.")],
-    end: Annotated[Day, typer.Option("--to", help="Last day.")],
+    start: Annotated[datetime, typer.Option("--from", formats=DAYS, help="First day.")],
+    end: Annotated[datetime, typer.Option("--to", formats=DAYS, help="Last day.")],
     reprocess: Annotated[
         Reprocess, typer.Option(help="What to do with days that have a run already.")
     ] = Reprocess.none,

@@ -8,33 +8,41 @@ from rich.table import Table
 from marketdata import engines
 from marketdata.settings import Settings
 from marketdata.streaming import topics
+from marketdata.tasks.screen import console
+
+_STYLES = {"running": "green", "dead": "red", "stopped": "dim"}
 
 
 def up(settings: Settings, *, airflow: bool) -> None:
     """Start what is not running, create the topics, and say where everything is."""
-    console = Console()
+    screen = console()
     names = ["kafka", "postgres", "airflow"] if airflow else ["kafka", "postgres"]
-    with console.status("starting the engines") as status:
+    with screen.status("starting the engines") as status:
         running = engines.up(settings, names, say=status.update)
     topics.apply(running)
-    _list(running, console)
+    _list(running, screen)
 
 
 def down(settings: Settings) -> None:
     """Stop the engines that were started from here."""
     stopped = engines.down(settings)
-    Console().print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    console().print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 def status(settings: Settings) -> None:
     """List the engines."""
-    _list(settings, Console())
+    _list(settings, console())
 
 
-def _list(settings: Settings, console: Console) -> None:
-    table = Table("engine", "version", "state", "address", "pid", "log", header_style="bold")
-    for engine in engines.status(settings):
-        table.add_row(
-            engine.name, engine.version, engine.state, engine.address, str(engine.pid or ""), str(engine.log or "")
-        )
-    console.print(table)
+def _list(settings: Settings, screen: Console) -> None:
+    table = Table("engine", "version", "state", "address", "pid", header_style="bold", box=None, pad_edge=False)
+    known = engines.status(settings)
+    for engine in known:
+        state = f"[{_STYLES.get(engine.state, 'default')}]{engine.state}"
+        table.add_row(engine.name, engine.version, state, engine.address, str(engine.pid or ""))
+    screen.print(table)
+    for engine in known:
+        if engine.state == "dead":
+            screen.print(f"{engine.name} died; its log: {engine.log}", soft_wrap=True)
+        if engine.name == "airflow-api-server" and engine.state == "running":
+            screen.print(f"Airflow UI: http://{engine.address}", soft_wrap=True)

@@ -24,5 +24,7 @@ def load(settings: Settings, dataset: Dataset, batch: Batch) -> dict[str, object
     verdict = Lake(settings).parent(batch)
     if refused := list(verdict.tables()):
         lakehouse.ensure(quarantine(dataset))
-        lakehouse.quarantine(dataset, pa.concat_tables(refused).drop_columns(["row_index"]))
+        lakehouse.quarantine(
+            dataset, pa.concat_tables(refused).drop_columns(["row_index"]), run_id=batch.manifest.run_id
+        )
     return asdict(loaded)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
+from marketdata.tasks.screen import console
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +37,6 @@ def _csv(answer: pa.Table) -> None:
 
 def _table(answer: pa.Table) -> None:
     import pyarrow as pa
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*answer.column_names, header_style="bold")
@@ -45,10 +45,10 @@ def _table(answer: pa.Table) -> None:
             column.justify = "right"
     for row in answer.slice(0, MOST_ROWS_ON_A_SCREEN).to_pylist():
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     more = len(answer) - MOST_ROWS_ON_A_SCREEN
-    console.print(
+    screen.print(
         f"{len(answer)} rows"
         + (f", the first {MOST_ROWS_ON_A_SCREEN} shown; --format csv gives all" if more > 0 else "")
     )

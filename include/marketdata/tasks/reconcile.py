@@ -109,8 +109,9 @@ def _topic(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: D
 
 
 def _table(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, batch: Batch) -> list[str]:
-    keys = connection.sql("SELECT record_id, event_time FROM batch").to_arrow_table()
-    state = open_lakehouse(settings).current(dataset, keys)
+    keys = connection.sql("SELECT record_id FROM batch").to_arrow_table()
+    bounds = connection.execute("SELECT min(event_time), max(event_time) FROM batch").fetchall()[0]
+    state = open_lakehouse(settings).current(dataset, keys, bounds)
     _hold(connection, "held_table", state)
     twice = _named(
         connection, "SELECT record_id FROM held_table GROUP BY record_id HAVING count(*) > 1", "is in the table twice"

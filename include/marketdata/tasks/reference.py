@@ -138,8 +138,15 @@ def _rules() -> Iterator[str]:
 
 
 def _topics() -> Iterator[str]:
-    rows = [(f"`{t.name}`", t.partitions, t.replication_factor, t.retention, t.doc) for t in topics.catalogue()]
+    rows = [
+        (f"`{t.name}`", t.partitions, t.replication_factor, _days(t.config.get("retention.ms")), t.doc)
+        for t in topics.catalogue()
+    ]
     yield from _table(("topic", "partitions", "replication factor", "retention", "what it carries"), rows)
+
+
+def _days(milliseconds: Any) -> str:
+    return "for ever" if int(milliseconds) < 0 else f"{int(milliseconds) / 86_400_000:g} days"
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from marketdata.settings import Settings
 from marketdata.sources import open_sources
 from marketdata.streaming import topics
 from marketdata.tasks.runs import series_table, steps_table, summary_of
+from marketdata.tasks.screen import console
 
 HISTORY_START = date(1800, 1, 1)
 """Before the first day of every source."""
@@ -43,24 +44,28 @@ def run(settings: Settings, dataset: Dataset, start: date | None, end: date | No
     Returns:
         The exit code: 0, or that of the step that failed.
     """
-    console = Console()
+    screen = console()
     sources = open_sources(settings, dataset)
-    with _one_at_a_time(settings, console):
-        with console.status("starting the engines") as status:
+    with _one_at_a_time(settings, screen):
+        with screen.status("starting the engines") as status:
             settings = engines.up(settings, ["kafka", "postgres"], say=status.update)
             topics.apply(settings)
             environment = engines.airflow_environment(settings)
             engines.migrate_airflow(settings)
         fingerprints = sorted(source.fingerprint() for source in sources)
         conf, says = _interval(settings, dataset, fingerprints, start, end)
-        run_id = f"manual__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}"
+        moment = datetime.now(UTC).isoformat()
+        run_id = f"manual__{moment}"
         names = ", ".join(source.name for source in sources)
-        console.print(f"[bold]commodity-price-pipeline[/]  {says}  sources: {names}  run: {run_id}")
+        screen.print(
+            f"[bold]commodity-price-pipeline[/]  {says}; sources: {names}\n[dim]run {run_id}[/]", soft_wrap=True
+        )
         log = settings.marketdata_home / "logs" / f"{run_id}.log"
-        code = _follow(console, settings, dataset, run_id, conf, environment, log)
+        command = [sys.executable, "-m", "marketdata.orchestration.run", "--at", moment, "--conf", json.dumps(conf)]
+        code = _follow(screen, settings, dataset, run_id, command, environment, log)
     steps = runs.steps(settings, dataset.name, run_id)
     _write_json(settings, run_id, conf, steps, code)
-    return _report(console, settings, steps, code, log)
+    return _report(screen, settings, steps, code, log)
 
 
 def _interval(
@@ -91,24 +96,23 @@ def _has_history(settings: Settings, dataset: Dataset, fingerprints: list[str]) 
 
 
 def _follow(
-    console: Console,
+    screen: Console,
     settings: Settings,
     dataset: Dataset,
     run_id: str,
-    conf: dict[str, Any],
+    command: list[str],
     environment: dict[str, str],
     log: Path,
 ) -> int:
     """Run the DAG in a child process and show its steps until it ends."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "marketdata.orchestration.run", "--run-id", run_id, "--conf", json.dumps(conf)]
     deadline = time.monotonic() + LONGEST_SECONDS
     with (
         log.open("wb") as sink,
         subprocess.Popen(
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
         ) as child,
-        Live(console=console, refresh_per_second=8, transient=True) as live,
+        Live(console=screen, refresh_per_second=8, transient=True) as live,
     ):
         try:
             while child.poll() is None and time.monotonic() < deadline:
@@ -120,40 +124,39 @@ def _follow(
     return child.returncode
 
 
-def _report(console: Console, settings: Settings, steps: list[Step], code: int, log: Path) -> int:
+def _report(screen: Console, settings: Settings, steps: list[Step], code: int, log: Path) -> int:
     summary = summary_of(steps)
-    console.print(steps_table(steps))
-    console.print()
+    screen.print(steps_table(steps))
+    screen.print()
     if code != 0 or not summary:
         failed = next((step for step in steps if step.state == "failed"), None)
         says = f"{failed.step}: {failed.error}" if failed else "Airflow could not run the DAG"
-        console.print(f"[red bold]the run failed[/]  {says}", soft_wrap=True)
-        console.print(f"log: {log}", soft_wrap=True)
+        screen.print(f"[red bold]the run failed[/]  {says}", soft_wrap=True)
+        screen.print(f"log: {log}", soft_wrap=True)
         return code or MarketdataError.exit_code
     if summary["extracted"] == 0:
-        console.print("[green bold]nothing new[/]: the sources have no data for these days")
+        screen.print("[green bold]nothing new[/]: the sources have no data for these days")
     elif summary["published"] == summary["loaded"] == 0:
-        console.print("[green bold]nothing new[/]: every record is in the topic and in the table already")
+        screen.print("[green bold]nothing new[/]: every record is in the topic and in the table already")
     if summary["by_series"]:
-        console.print(series_table(summary))
+        screen.print(series_table(summary))
     for reason, rows in summary["reasons"].items():
-        console.print(f"quarantined {rows:,}: {reason}", soft_wrap=True, highlight=False)
+        screen.print(f"quarantined {rows:,}: {reason}", soft_wrap=True)
     if summary["extracted"]:
-        console.print(
+        screen.print(
             f"proved: extracted {summary['extracted']:,} = records {summary['records']:,} + quarantined "
             f"{summary['quarantined']:,} + exact duplicates {summary['exact_duplicates']:,} + superseded "
             f"{summary['superseded']:,}; every record is in the topic and in the table, once",
             soft_wrap=True,
-            highlight=False,
         )
-    console.print("\nlook further:", style="bold")
+    screen.print("\nlook further:", style="bold")
     for says, command in (
         ("read the topic", f"marketdata topics read {settings.kafka_topic} --limit 10"),
         ("query the table", 'marketdata query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
         ("the report", summary["report"]),
         ("the Airflow UI", "make up"),
     ):
-        console.print(f"  {says:<16} {command}", soft_wrap=True, highlight=False)
+        screen.print(f"  {says:<16} {command}", soft_wrap=True)
     return 0
 
 
@@ -171,14 +174,14 @@ def _write_json(settings: Settings, run_id: str, conf: dict[str, Any], steps: li
 
 
 @contextmanager
-def _one_at_a_time(settings: Settings, console: Console) -> Iterator[None]:
+def _one_at_a_time(settings: Settings, screen: Console) -> Iterator[None]:
     """A second `marketdata run` waits for the first, and then most likely finds nothing new."""
     settings.marketdata_home.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.marketdata_home / "run.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print("another run is under way here; waiting for it to end")
+        screen.print("another run is under way here; waiting for it to end")
         lock.acquire(timeout=LONGEST_SECONDS)
     try:
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from marketdata.datasets import Dataset
@@ -13,6 +12,7 @@ from marketdata.errors import UsageError
 from marketdata.observability import runs
 from marketdata.observability.runs import Step
 from marketdata.settings import Settings
+from marketdata.tasks.screen import console
 
 STEPS = ("preflight", "extract", "validate", "transform", "publish", "load", "reconcile")
 """In the order of the pipeline."""
@@ -36,7 +36,7 @@ def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
             f"[red]failed: {', '.join(failed)}[/]" if failed else done,
             *(str(summary.get(name, "")) for name in ("extracted", "quarantined", "published", "loaded")),
         )
-    Console().print(table)
+    console().print(table)
 
 
 def show(settings: Settings, dataset: Dataset, run_id: str) -> None:
@@ -48,10 +48,10 @@ def show(settings: Settings, dataset: Dataset, run_id: str) -> None:
     steps = runs.steps(settings, dataset.name, run_id)
     if not steps:
         raise UsageError(f"no run {run_id!r} of {dataset.name} is on record", "marketdata runs list")
-    console = Console()
-    console.print(steps_table(steps))
+    screen = console()
+    screen.print(steps_table(steps))
     if summary := summary_of(steps):
-        console.print(series_table(summary))
+        screen.print(series_table(summary))
 
 
 def summary_of(steps: Sequence[Step]) -> dict[str, Any]:
@@ -87,16 +87,20 @@ _ROWS = {
 
 def series_table(summary: dict[str, Any]) -> Table:
     """Rows per commodity and series."""
-    numbers = ("extracted", "quarantined", "published", "already_published", "loaded", "already_loaded")
-    table = Table(
-        "commodity", "series", "frequency", "source", *(n.replace("_", " ") for n in numbers), header_style="bold"
-    )
-    for column in table.columns[4:]:
+    headers = {
+        "extracted": "extracted",
+        "quarantined": "quaran-\ntined",
+        "published": "published",
+        "already_published": "already\npublished",
+        "loaded": "loaded",
+        "already_loaded": "already\nloaded",
+    }
+    table = Table("commodity", "series", "source", *headers.values(), header_style="bold", box=None, pad_edge=False)
+    for column in table.columns[3:]:
         column.justify = "right"
     for row in sorted(summary["by_series"], key=lambda row: (row["commodity"], row["series"], row["source"])):
-        table.add_row(
-            row["commodity"], row["series"], row["frequency"], row["source"], *(f"{row[n]:,}" for n in numbers)
-        )
+        series = f"{row['series']}, {row['frequency']}"
+        table.add_row(row["commodity"], series, row["source"], *(f"{row[name]:,}" for name in headers))
     table.add_section()
-    table.add_row("[bold]all", "", "", "", *(f"[bold]{summary[n]:,}" for n in numbers))
+    table.add_row("[bold]all", "", "", *(f"[bold]{summary[name]:,}" for name in headers))
     return table

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.streaming.consume import read_back
+from marketdata.tasks.screen import console
 
 
 def diff(settings: Settings) -> int:
     """Print the differences; 1 if there are any."""
     differences = topics.compare(settings)
-    console = Console()
+    screen = console()
     for difference in differences:
-        console.print(str(difference))
+        screen.print(str(difference))
     if not differences:
-        console.print("the cluster is as the catalogue says")
+        screen.print("the cluster is as the catalogue says")
     return 1 if differences else 0
 
 
 def apply(settings: Settings) -> None:
     """Make the cluster as the catalogue says, or refuse."""
-    console = Console()
+    screen = console()
     for change in topics.apply(settings) or ["nothing to change"]:
-        console.print(change)
+        screen.print(change)
 
 
 def read(settings: Settings, topic: str, limit: int) -> None:

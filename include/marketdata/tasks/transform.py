@@ -122,7 +122,7 @@ def _accepted(raw: Batch, refused: NDArray[np.int64]) -> Iterator[pa.Table]:
 
 def _repeated_keys(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, raw: Batch, refused: NDArray[np.int64]
-) -> pa.Array:
+) -> pa.UInt64Array:
     """64-bit hashes of the keys that stand more than once among the accepted rows; eight bytes a row are held."""
     import numpy as np
     import pyarrow as pa
@@ -131,7 +131,7 @@ def _repeated_keys(
     for part in _accepted(raw, refused):
         connection.register("part", part)
         query = f"SELECT {_key_hash(dataset)} AS key_hash FROM (SELECT {projection(dataset)} FROM part)"  # noqa: S608
-        hashes.append(connection.execute(query).fetchnumpy()["key_hash"])
+        hashes.append(np.asarray(connection.execute(query).fetchnumpy()["key_hash"], dtype=np.uint64))
         connection.unregister("part")
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     return pa.array(values[counts > 1], pa.uint64())

@@ -1,0 +1,480 @@
+"""The lakehouse through Trino: Parquet files are staged, and one MERGE makes them part of the table.
+
+Trino's catalog needs ``iceberg.add-files-procedure.enabled=true`` and ``marketdata.writer`` among
+``iceberg.allowed-extra-properties``; it has to reach `LAKE_URI` under the same address.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from marketdata.batches import Batch, Lake
+from marketdata.datasets import Column, Dataset, quarantine
+from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
+from marketdata.errors import BadDataError, MarketdataError, TryLaterError, UnavailableError, UsageError
+from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
+from marketdata.lakehouse.merging import INSERTED, REVISES, UPDATED, Rows, shape
+from marketdata.lakehouse.statements import first_line, identifier, reading_only, tables_there, text
+from marketdata.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+ENGINE = "trino"
+REQUEST_SECONDS = 10
+TRIES = 10
+STALE_AFTER = timedelta(hours=6)
+"""Age of a staging table whose load cannot be running any more: a run ends after one hour."""
+
+_LOST_RACE = frozenset({"ICEBERG_COMMIT_ERROR", "TRANSACTION_CONFLICT"})
+_ROWS_AT_ONCE = 10_000
+
+
+class TrinoLakehouse:
+    """Implements `Lakehouse` with Trino."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._catalog = settings.trino_catalog
+        self._schema = settings.trino_schema
+        self._staging = f"{settings.trino_schema}_staging"
+        self._address = f"{settings.require('trino_host')}:{settings.trino_port}"
+        self._lake_uri = settings.require("lake_uri").rstrip("/")
+
+    def ensure(self, dataset: Dataset) -> None:
+        partitioning = text(f"month({dataset.event_time})")
+        writer = f"MAP(ARRAY[{text(WRITER)}], ARRAY[{text(ENGINE)}])"
+        if not self._columns(dataset):
+            self._create_schema(self._schema)
+            self._create(
+                f"TABLE IF NOT EXISTS {self._table(dataset)} ({_definitions(dataset)})"
+                f" COMMENT {text(dataset.doc)} WITH (format = 'PARQUET', format_version = 2,"
+                f" partitioning = ARRAY[{partitioning}], extra_properties = {writer})"
+            )
+            log.info("created table", extra={"table": dataset.name})
+        new = self._new_columns(dataset)
+        if new and self._writer(dataset) == ENGINE:
+            for column in new:
+                definition = f"{identifier(column.name)} {_trino_type(column)} COMMENT {text(column.doc)}"
+                self._run(f"ALTER TABLE {self._table(dataset)} ADD COLUMN IF NOT EXISTS {definition}")
+            log.info("added columns", extra={"table": dataset.name, "columns": [column.name for column in new]})
+
+    def load(self, dataset: Dataset, batch: Batch, run_id: str | None = None) -> Loaded:
+        return self._merge(dataset, batch, run_id or batch.manifest.run_id)
+
+    def quarantine(self, dataset: Dataset, rows: pa.Table, run_id: str = "") -> Loaded:
+        return self._merge(quarantine(dataset), rows, run_id)
+
+    def current(
+        self, dataset: Dataset, record_ids: pa.Table, bounds: tuple[datetime, datetime] | None = None
+    ) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        columns = ("record_id", "content_hash", "as_of", "batch_id")
+        wanted = record_ids["record_id"].combine_chunks()
+        schema = pa.schema([dataset.arrow_schema().field(name) for name in columns])
+        within = f" WHERE {identifier(dataset.event_time)} BETWEEN ? AND ?" if bounds else ""
+        statement = f"SELECT {', '.join(columns)} FROM {self._table(dataset)}{within}"  # noqa: S608
+        with self._answering(statement, bounds or ()) as answer:
+            found = [batch.filter(pc.is_in(batch["record_id"], value_set=wanted)) for batch in answer.batches()]
+        return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
+
+    def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
+        import pyarrow as pa
+        from trino.exceptions import TrinoUserError
+
+        statement = reading_only(sql)
+        try:
+            with self._answering(statement) as answer:
+                batches = list(answer.batches(max_rows))
+                return pa.Table.from_batches(batches, answer.schema)
+        except TrinoUserError as error:
+            message = first_line(error.message)
+            raise UsageError(f"the query failed: {message}", tables_there(self._names())) from None
+
+    def history(self, dataset: Dataset) -> list[Snapshot]:
+        rows = self._run(
+            "SELECT snapshot_id, parent_id, committed_at, operation, summary"  # noqa: S608
+            f" FROM {self._table(dataset, '$snapshots')} ORDER BY committed_at"
+        )
+        return [
+            Snapshot(snapshot, parent, committed_at.astimezone(UTC), operation, dict(summary))
+            for snapshot, parent, committed_at, operation, summary in rows
+        ]
+
+    def check(self) -> None:
+        with self._reaching(), self._connect(attempts=1) as connection:
+            connection.cursor().execute(f"SHOW SCHEMAS FROM {identifier(self._catalog)} LIKE 'marketdata'").fetchall()
+
+    def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
+        from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+        started = time.monotonic()
+        rows = Rows(dataset, source)
+        self.ensure(dataset)
+        self._refuse_other_writer(dataset)
+        self._drop_stale_staging()
+        with self._staged(dataset, rows) as staging:
+            wait = wait_random_exponential(multiplier=0.2, max=5)
+            try:
+                for attempt in Retrying(
+                    stop=stop_after_attempt(TRIES), wait=wait, retry=retry_if_exception(_lost_race)
+                ):
+                    with attempt:
+                        outcomes, before, after, query_id = self._decide_and_merge(dataset, staging, rows.bounds())
+            except RetryError as error:
+                raise TryLaterError(
+                    f"other writers of {dataset.name} committed first, {TRIES} times; nothing was loaded",
+                    "load again, and order the writers of a table by a pool of one slot",
+                ) from error
+        loaded = Loaded.of(outcomes, before, after, time.monotonic() - started, query_id)
+        log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
+        return loaded
+
+    def _decide_and_merge(
+        self, dataset: Dataset, staging: str, bounds: tuple[datetime, datetime] | None
+    ) -> tuple[list[int], int | None, int | None, str | None]:
+        before = self._current_snapshot(dataset)
+        outcomes = self._outcomes(dataset, staging, bounds, before)
+        if not outcomes[INSERTED] + outcomes[UPDATED]:
+            return outcomes, before, before, None
+        of = shape(dataset)
+        names = [identifier(column.name) for column in dataset.columns]
+        inside, moments = _inside(dataset, bounds)
+        assignments = ", ".join(f"{name} = s.{name}" for name in names)
+        revision = f" WHEN MATCHED AND {REVISES} THEN UPDATE SET {assignments}" if of.revised else ""
+        _, query_id = self._execute(
+            f"MERGE INTO {self._table(dataset)} t USING {staging} s"  # noqa: S608
+            f" ON s.{of.identity} = t.{of.identity}{inside}{revision}"
+            f" WHEN NOT MATCHED THEN INSERT ({', '.join(names)}) VALUES ({', '.join(f's.{name}' for name in names)})",
+            moments,
+        )
+        committed = self._run(
+            f"SELECT snapshot_id, parent_id FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
+            " WHERE element_at(summary, 'trino_query_id') = ?",
+            (query_id,),
+        )
+        if not committed:  # another writer brought all of it in the meantime
+            before = self._current_snapshot(dataset)
+            return self._outcomes(dataset, staging, bounds, before), before, before, None
+        after, parent = committed[0]
+        if parent != before:
+            outcomes = self._outcomes(dataset, staging, bounds, parent)
+        return outcomes, parent, after, query_id
+
+    def _outcomes(
+        self, dataset: Dataset, staging: str, bounds: tuple[datetime, datetime] | None, snapshot: int | None
+    ) -> list[int]:
+        """How many staged rows end how, given the table as it is at a snapshot."""
+        of = shape(dataset)
+        inside, moments = _inside(dataset, bounds)
+        version = f" FOR VERSION AS OF {snapshot:d}" if snapshot is not None else ""
+        target = f"(SELECT * FROM {self._table(dataset)}{version})"  # noqa: S608
+        rows = self._run(
+            f"SELECT outcome, count(*) FROM (SELECT {of.outcome()} AS outcome FROM {staging} s"  # noqa: S608
+            f" LEFT JOIN {target} t ON s.{of.identity} = t.{of.identity}{inside}) GROUP BY outcome",
+            moments,
+        )
+        counts = [0] * 5
+        for outcome, count in rows:
+            counts[outcome] = count
+        return counts
+
+    @contextmanager
+    def _staged(self, dataset: Dataset, rows: Rows) -> Iterator[str]:
+        """The rows as a table of their own, made of files that are copies; both are gone afterwards."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        started = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+        name = f"{dataset.name}_{started}_{uuid.uuid4().hex[:8]}"
+        folder = f"{self._lake_uri}/staging/{name}"
+        staging = identifier(self._catalog, self._staging, name)
+        lake = Lake(self._settings)
+        self._create_schema(self._staging)
+        # The files lie in the table's own folder, so that dropping it removes them, whatever moment a load died at.
+        self._run(
+            f"CREATE TABLE {staging} ({_definitions(dataset)})"
+            f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
+        )
+        try:
+            staged = 0
+            for part in rows.parts():
+                sink = pa.BufferOutputStream()
+                pq.write_table(part, sink, compression="zstd")
+                content = memoryview(sink.getvalue()).cast("B")
+                lake.put(f"staging/{name}/rows/part-{staged:05d}.parquet", content)
+                staged += 1
+            if staged:
+                location = text(f"{_as_trino_says(folder)}/rows")
+                self._run(f"ALTER TABLE {staging} EXECUTE add_files(location => {location}, format => 'PARQUET')")
+                self._refuse_twins(dataset, staging)
+            yield staging
+        finally:
+            self._drop(staging)
+
+    def _refuse_twins(self, dataset: Dataset, staging: str) -> None:
+        identity = shape(dataset).identity
+        twins = self._run(f"SELECT {identity} FROM {staging} GROUP BY {identity} HAVING count(*) > 1 LIMIT 1")  # noqa: S608
+        if twins:
+            raise BadDataError(
+                f"a record is in the batch more than once: {identity} {twins[0][0]}; nothing was loaded",
+                "transform the batch again",
+            )
+
+    def _drop(self, staging: str) -> None:
+        """Drop a staging table and its files; a failure is left to the next load's clean-up."""
+        from trino.exceptions import Error
+
+        try:
+            self._run(f"DROP TABLE IF EXISTS {staging}")
+        except (MarketdataError, Error) as error:
+            log.warning("staging table stays until the next load", extra={"table": staging, "error": first_line(error)})
+
+    def _drop_stale_staging(self) -> None:
+        for name in self._names(self._staging):
+            started = name.split("_")[-2] if name.count("_") >= 2 else ""
+            if started.isdigit() and len(started) == 14:
+                age = datetime.now(UTC) - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+                if age > STALE_AFTER:
+                    self._drop(identifier(self._catalog, self._staging, name))
+
+    def _refuse_other_writer(self, dataset: Dataset) -> None:
+        writer = self._writer(dataset)
+        if writer != ENGINE:
+            raise UsageError(
+                f"table {dataset.name} is written by {writer or 'another engine'}, not by {ENGINE}; nothing was loaded",
+                "unset TRINO_HOST so that pyiceberg writes"
+                if writer == "pyiceberg"
+                else f"choose another schema, or set the table property {WRITER} if {ENGINE} is to take the table over",
+            )
+
+    def _writer(self, dataset: Dataset) -> str | None:
+        properties = dict(self._run(f"SELECT key, value FROM {self._table(dataset, '$properties')}"))  # noqa: S608
+        return properties.get(WRITER)
+
+    def _current_snapshot(self, dataset: Dataset) -> int | None:
+        rows = self._run(f"SELECT snapshot_id FROM {self._table(dataset, '$refs')} WHERE name = 'main'")  # noqa: S608
+        return rows[0][0] if rows else None
+
+    def _columns(self, dataset: Dataset) -> dict[str, tuple[str, bool]]:
+        """Type and whether it may be NULL, by name; empty where there is no table."""
+        rows = self._run(
+            "SELECT column_name, data_type, is_nullable"  # noqa: S608
+            f" FROM {identifier(self._catalog, 'information_schema', 'columns')}"
+            " WHERE table_schema = ? AND table_name = ?",
+            (self._schema, dataset.name),
+        )
+        return {name: (type_, nullable == "YES") for name, type_, nullable in rows}
+
+    def _new_columns(self, dataset: Dataset) -> list[Column]:
+        there = self._columns(dataset)
+        wanted = {column.name for column in dataset.columns}
+        differences = [f"{name} is not in the dataset" for name in there if name not in wanted]
+        new = []
+        for column in dataset.columns:
+            if column.name not in there:
+                if column.required:
+                    differences.append(f"{column.name} is missing")
+                else:
+                    new.append(column)
+                continue
+            type_, nullable = there[column.name]
+            if type_ != _trino_type(column):
+                differences.append(f"{column.name} is {type_}, not {column.type}")
+            elif not nullable and not column.required:
+                differences.append(f"{column.name} is required in the table")
+        created = self._run(f"SHOW CREATE TABLE {self._table(dataset)}")[0][0]
+        if f"partitioning = ARRAY['month({dataset.event_time})']" not in created:
+            differences.append(f"it is not partitioned by month({dataset.event_time})")
+        if differences:
+            raise UsageError(
+                f"table {dataset.name} is not what the dataset says: {'; '.join(differences)}; nothing was changed",
+                "migrate the table, or deploy the version that wrote it",
+            )
+        return new
+
+    def _names(self, schema: str | None = None) -> list[str]:
+        rows = self._run(
+            f"SELECT table_name FROM {identifier(self._catalog, 'information_schema', 'tables')}"  # noqa: S608
+            " WHERE table_schema = ? ORDER BY table_name",
+            (schema or self._schema,),
+        )
+        return [name for (name,) in rows]
+
+    def _create_schema(self, schema: str) -> None:
+        self._create(f"SCHEMA IF NOT EXISTS {identifier(self._catalog, schema)}")
+
+    def _create(self, what: str) -> None:
+        """Create what is not there; Trino looks first and creates then, so of two that do so at once one fails."""
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+        from trino.exceptions import TrinoQueryError
+
+        failed = retry_if_exception_type((TrinoQueryError, UnavailableError))
+        for attempt in Retrying(stop=stop_after_attempt(2), wait=wait_fixed(0.2), retry=failed, reraise=True):
+            with attempt:
+                self._run(f"CREATE {what}")
+
+    def _table(self, dataset: Dataset, suffix: str = "") -> str:
+        return identifier(self._catalog, self._schema, dataset.name + suffix)
+
+    def _run(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+        return self._execute(statement, parameters)[0]
+
+    def _execute(self, statement: str, parameters: Sequence[object] = ()) -> tuple[list[Any], str]:
+        """Run a statement to its end; its rows and Trino's id of it."""
+        with self._reaching(), self._connect() as connection:
+            cursor = connection.cursor()
+            cursor.execute(statement, list(parameters) or None)
+            rows = cursor.fetchall()
+            return rows, str(cursor.query_id)
+
+    @contextmanager
+    def _answering(self, statement: str, parameters: Sequence[object] = ()) -> Iterator[_Answer]:
+        with self._reaching(), self._connect() as connection:
+            cursor = connection.cursor()
+            cursor.execute(statement, list(parameters) or None)
+            try:
+                yield _Answer(cursor)
+            finally:
+                cursor.cancel()
+
+    def _connect(self, attempts: int = 3) -> Any:
+        from trino.dbapi import connect
+
+        return connect(  # type: ignore[no-untyped-call]
+            host=self._settings.trino_host,
+            port=self._settings.trino_port,
+            user=self._settings.trino_user,
+            catalog=self._catalog,
+            schema=self._schema,
+            source="marketdata",
+            timezone="UTC",
+            request_timeout=REQUEST_SECONDS,
+            max_attempts=attempts,
+        )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Turn failures to reach Trino, or of what stands behind it, into errors that name the address."""
+        from requests.exceptions import RequestException
+        from trino.exceptions import Http502Error, Http503Error, Http504Error, TrinoConnectionError, TrinoQueryError
+
+        remedy = "check TRINO_HOST, TRINO_PORT and the server, then repeat the step: it is safe"
+        try:
+            yield
+        except (RequestException, TrinoConnectionError, Http502Error, Http503Error, Http504Error) as error:
+            raise UnavailableError(
+                f"Trino at {self._address} does not answer: {type(error).__name__};"
+                " a load that was under way is either wholly in the table or not at all",
+                remedy,
+            ) from error
+        except TrinoQueryError as error:
+            if error.error_type in {"EXTERNAL", "INSUFFICIENT_RESOURCES"} and error.error_name not in _LOST_RACE:
+                raise UnavailableError(
+                    f"Trino at {self._address} could not run query {error.query_id}: {first_line(error.message)}",
+                    remedy,
+                ) from error
+            raise
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Rows of a running query as Arrow."""
+
+    cursor: Any
+
+    @property
+    def schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        return pa.schema([(column[0], _arrow_type(column[1])) for column in self.cursor.description])
+
+    def batches(self, max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        schema = self.schema
+        left = max_rows
+        while rows := self.cursor.fetchmany(_ROWS_AT_ONCE if left is None else min(left, _ROWS_AT_ONCE)):
+            columns = zip(*rows, strict=True)
+            yield pa.record_batch(
+                [
+                    pa.array(_plain(values, field.type), field.type)
+                    for values, field in zip(columns, schema, strict=True)
+                ],
+                schema=schema,
+            )
+            if left is not None and (left := left - len(rows)) <= 0:
+                return
+
+
+def _plain(values: Sequence[Any], type_: pa.DataType) -> Sequence[Any]:
+    """Arrays, maps and whatever else has no type of its own here become text."""
+    import pyarrow as pa
+
+    if not pa.types.is_string(type_):
+        return values
+    return [value if value is None or isinstance(value, str) else str(value) for value in values]
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    import pyarrow as pa
+
+    base, _, arguments = name.partition("(")
+    simple: dict[str, pa.DataType] = {
+        "boolean": pa.bool_(),
+        "tinyint": pa.int8(),
+        "smallint": pa.int16(),
+        "integer": pa.int32(),
+        "bigint": pa.int64(),
+        "real": pa.float32(),
+        "double": pa.float64(),
+        "date": pa.date32(),
+        "varbinary": pa.binary(),
+    }
+    if base == "decimal":
+        precision, scale = arguments.rstrip(")").split(",")
+        return pa.decimal128(int(precision), int(scale))
+    if base == "timestamp":
+        return pa.timestamp("us", "UTC" if name.endswith("with time zone") else None)
+    return simple.get(base, pa.string())
+
+
+def _inside(dataset: Dataset, bounds: tuple[datetime, datetime] | None) -> tuple[str, tuple[datetime, ...]]:
+    """Condition that spares reading months no row of the batch can be in, and its parameters."""
+    if bounds is None or not shape(dataset).dated:
+        return "", ()
+    column = f"t.{identifier(dataset.event_time)}"
+    return f" AND {column} >= ? AND {column} < ?", bounds
+
+
+def _definitions(dataset: Dataset) -> str:
+    return ", ".join(
+        f"{identifier(column.name)} {_trino_type(column)}{' NOT NULL' if column.required else ''}"
+        f" COMMENT {text(column.doc)}"
+        for column in dataset.columns
+    )
+
+
+def _trino_type(column: Column) -> str:
+    types = {TEXT: "varchar", TIMESTAMP: "timestamp(6) with time zone", DATE: "date", INTEGER: "integer"}
+    return types.get(column.type, column.type)
+
+
+def _as_trino_says(uri: str) -> str:
+    """Trino's procedures know the local file system by a scheme of its own."""
+    return f"local://{uri.removeprefix('file://')}" if uri.startswith("file://") else uri
+
+
+def _lost_race(error: BaseException) -> bool:
+    return getattr(error, "error_name", None) in _LOST_RACE

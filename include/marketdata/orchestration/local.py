@@ -1,0 +1,248 @@
+"""A pod without a cluster: the base container's command as a local child process.
+
+It gets what the pod would give it and nothing else: the pod's environment, a temporary folder of its own, a deadline;
+and it ends as a container does, with everything it has started, also when the process that runs it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException
+from kubernetes.client import models as k8s  # type: ignore[import-untyped]
+
+from marketdata.orchestration import container as first_process
+from marketdata.orchestration.environment import RESULT_FILE, TEMPORARY
+from marketdata.orchestration.output import last_words, readable
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
+ESSENTIALS = ("PATH", "LANG", "LC_ALL", "TZ", "MARKETDATA_HOME", "MARKETDATA_ENDPOINTS")
+"""What an image would bring: taken from the runner's environment where it is there."""
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+"""Where this environment keeps its executables, `marketdata` among them."""
+
+GRACE_SECONDS = 3.0
+"""Between SIGTERM and SIGKILL; Airflow kills a runner that takes longer than 5 s."""
+
+LONGEST_LINE = 64 * 1024
+LARGEST_RESULT = 64 * 1024
+"""In bytes. A result is a URI and a few counts."""
+
+SHOWN_LINES = 10_000
+"""After so many lines only warnings and errors reach the task's log."""
+
+_TICK_SECONDS = 0.2
+_LAST_LINES = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a container ended.
+
+    Args:
+        exit_code: as a shell says it: 128 + number for a signal.
+        result: what the command handed over, None for nothing.
+        why: the reason in one line; empty after a success.
+    """
+
+    exit_code: int
+    result: Any = None
+    why: str = ""
+
+
+class LocalContainer:
+    """The base container of a pod, run once.
+
+    Args:
+        pod: as it would be submitted.
+        secrets: values to strike out of everything the command says.
+        log: the task's log.
+    """
+
+    def __init__(self, pod: k8s.V1Pod, *, secrets: Collection[str], log: Logger) -> None:
+        self._container = next(c for c in pod.spec.containers if c.name == "base")
+        self._deadline_seconds = float(pod.spec.active_deadline_seconds)
+        self._secrets = sorted(secrets, key=len, reverse=True)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed_at: float | None = None
+        self._lines = 0
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def run(self) -> Outcome:
+        """Run the command to its end.
+
+        Raises:
+            AirflowException: it succeeded, but what it handed over is no JSON or too large.
+        """
+        with TemporaryDirectory(prefix="marketdata-", ignore_cleanup_errors=True) as folder:
+            own = Path(folder)
+            temporary, result = own / "tmp", own / "xcom" / "return.json"
+            temporary.mkdir()
+            result.parent.mkdir()
+            code, why = self._run(temporary, self._environment({TEMPORARY: temporary, RESULT_FILE: result}))
+            if code == 0:
+                return Outcome(0, _read(result))
+            try:
+                return Outcome(code, _read(result), why)
+            except AirflowException:
+                return Outcome(code, None, why)
+
+    def kill(self) -> None:
+        """Ask the command and all it has started to end; `run` sees that they do. A signal handler may call it."""
+        if self._process is not None and self._killed_at is None:
+            self._killed_at = time.monotonic()
+            _signal(self._process, signal.SIGTERM)
+
+    def _environment(self, moved: dict[str, Path]) -> dict[str, str]:
+        environment = {name: os.environ[name] for name in ESSENTIALS if name in os.environ}
+        environment["PATH"] = os.pathsep.join([str(SCRIPTS), environment.get("PATH", os.defpath)])
+        for variable in self._container.env or []:
+            if variable.value is not None:
+                environment[variable.name] = str(moved.get(variable.value, variable.value))
+            elif variable.name in os.environ:
+                environment[variable.name] = os.environ[variable.name]
+        return environment
+
+    def _run(self, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+        report, reported = os.pipe()
+        command = [*(self._container.command or []), *(self._container.args or [])]
+        words = [sys.executable, "-I", "-S", first_process.__file__, str(reported), *command]
+        started = time.monotonic()
+        try:
+            process = self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+                pass_fds=(reported,),
+            )
+        finally:
+            os.close(reported)
+        try:
+            overdue = self._follow(process, started + self._deadline_seconds)
+            code = int(os.read(report, 16) or -signal.SIGKILL)
+        finally:
+            os.close(report)
+            _signal(process, signal.SIGKILL)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+            process.wait()
+        if overdue:
+            return (
+                128 + signal.SIGKILL,
+                f"it ran longer than its deadline of {self._deadline_seconds:.0f} s and was killed",
+            )
+        if self._killed_at is not None:
+            return 128 + signal.SIGTERM, "it was killed with its task"
+        return (code if code >= 0 else 128 - code), last_words(self._last)
+
+    def _follow(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
+        """Log what the command says until it and all it started have ended; True if it missed the deadline."""
+        overdue = False
+        with selectors.DefaultSelector() as selector:
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None  # noqa: S101 - opened above
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ, _Lines(stream))
+            while selector.get_map():
+                now = time.monotonic()
+                if not overdue and now > deadline:
+                    overdue = True
+                    _signal(process, signal.SIGKILL)
+                if self._killed_at is not None and now > self._killed_at + GRACE_SECONDS:
+                    _signal(process, signal.SIGKILL)
+                for key, _ in selector.select(_TICK_SECONDS):
+                    for line in key.data.read():
+                        self._say(line)
+                    if key.data.ended:
+                        selector.unregister(key.fileobj)
+        return overdue
+
+    def _say(self, line: str) -> None:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        self._last.append(line)
+        level, text = readable(line)
+        self._lines += 1
+        if self._lines == SHOWN_LINES + 1:
+            self._log.warning(
+                "The command has written %d lines; from here on only warnings and errors are shown.", SHOWN_LINES
+            )
+        if self._lines <= SHOWN_LINES or level >= logging.WARNING:
+            self._log.log(level, "%s", text)
+
+
+class _Lines:
+    """Splits a stream into lines, holding no more than `LONGEST_LINE` bytes of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._file = stream.fileno()
+        self._rest = b""
+        self._skipping = False
+        self.ended = False
+
+    def read(self) -> list[str]:
+        try:
+            chunk = os.read(self._file, LONGEST_LINE)
+        except BlockingIOError:
+            return []
+        if not chunk:
+            self.ended = True
+            lines, self._rest = ([self._rest] if self._rest else []), b""
+        else:
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            if self._skipping and lines:
+                lines, self._skipping = lines[1:], False
+            if len(self._rest) > LONGEST_LINE or self._skipping:
+                if not self._skipping:
+                    lines.append(self._rest)
+                self._rest, self._skipping = b"", True
+        return [line[:LONGEST_LINE].decode(errors="replace") for line in lines if line.strip()]
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal the group of a process that has not been waited for, so that its id cannot be another's."""
+    if process.returncode is None:
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:  # macOS says so of a group of zombies
+            pass
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        text = file.read(LARGEST_RESULT + 1)
+    if len(text) > LARGEST_RESULT:
+        raise AirflowException(
+            f"the command's result is larger than {LARGEST_RESULT} bytes; results name data, batches carry it"
+        )
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError as error:
+        raise AirflowException(f"the command's result is no JSON: {error}") from None

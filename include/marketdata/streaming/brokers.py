@@ -1,0 +1,218 @@
+"""The way to the brokers, shared by everything here: addresses, errors in plain words, reading what is committed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from marketdata.errors import TryLaterError, UnavailableError, UsageError
+from marketdata.settings import Settings
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, KafkaError, Message
+    from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
+
+log = logging.getLogger(__name__)
+
+REACH_SECONDS = 10.0
+"""How long a broker may take to answer the first question."""
+
+STALL_SECONDS = 30.0
+"""How long reading may make no progress before the brokers count as gone."""
+
+OPEN_TRANSACTION_SECONDS = 120.0
+"""How long to wait for somebody else's open transaction that hides what comes after it."""
+
+T = TypeVar("T")
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """librdkafka's settings that every client has in common."""
+    return {
+        "bootstrap.servers": settings.require("kafka_brokers"),
+        "client.id": "marketdata",
+        "allow.auto.create.topics": False,
+        "socket.connection.setup.timeout.ms": 5000,
+        "reconnect.backoff.max.ms": 1000,
+    }
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that has answered."""
+
+    admin: AdminClient
+    metadata: ClusterMetadata
+    brokers: str
+
+
+def reach(settings: Settings) -> Cluster:
+    """Connect for administration.
+
+    Raises:
+        UsageError: ``KAFKA_BROKERS`` is not set.
+        UnavailableError: no broker answered within `REACH_SECONDS`; the message names them and the cause.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    said: list[str] = []
+    options = {**connection(settings), "error_cb": lambda error: said.append(error.str())}
+    brokers = settings.require("kafka_brokers")
+    try:
+        admin = AdminClient(options, logger=log)
+    except KafkaException as error:
+        raise UsageError(f"KAFKA_BROKERS {brokers!r} is not valid: {error.args[0].str()}") from None
+    try:
+        return Cluster(admin, admin.list_topics(timeout=REACH_SECONDS), brokers)
+    except KafkaException as error:
+        admin.poll(0)
+        # Later complaints only count the brokers that are down; the first one says why.
+        raise unavailable(brokers, "no broker answered", said[0] if said else error.args[0].str()) from None
+
+
+def unavailable(brokers: str, what: str, why: str) -> UnavailableError:
+    return UnavailableError(
+        f"Kafka at {brokers}: {what}: {why}", "check KAFKA_BROKERS, name resolution and that the brokers are up"
+    )
+
+
+def outcome(future: Future[T], cluster: Cluster, doing: str) -> T:
+    """The result of an administrative request.
+
+    Raises:
+        UnavailableError: it failed.
+    """
+    from confluent_kafka import KafkaException
+
+    try:
+        return future.result(timeout=REACH_SECONDS + 5)
+    except KafkaException as error:
+        raise unavailable(cluster.brokers, f"{doing} failed", error.args[0].str()) from error
+    except TimeoutError:
+        raise unavailable(cluster.brokers, f"{doing} failed", "no answer in time") from None
+
+
+def bounds(cluster: Cluster, topic: str, committed_only: bool = False) -> dict[int, tuple[int, int]]:
+    """First offset and end (exclusive) of every partition of a topic.
+
+    Args:
+        committed_only: the end is where readers of committed messages stop: before the first open transaction.
+
+    Raises:
+        UsageError: there is no such topic.
+    """
+    from confluent_kafka import IsolationLevel, TopicPartition
+    from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
+
+    if topic not in cluster.metadata.topics:
+        raise UsageError(f"topic {topic} does not exist on {cluster.brokers}", "create it: marketdata topics apply")
+    level = IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED
+    found = []
+    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(topic, number): spec for number in cluster.metadata.topics[topic].partitions}
+        futures = cluster.admin.list_offsets(wanted, isolation_level=level, request_timeout=REACH_SECONDS)
+        found.append(
+            {
+                at.partition: outcome(future, cluster, f"asking {topic} for its offsets").offset
+                for at, future in futures.items()
+            }
+        )
+    first, end = found
+    return {number: (first[number], end[number]) for number in sorted(first)}
+
+
+def read_committed(settings: Settings, topic: str, spans: Mapping[int, tuple[int, int]]) -> Iterator[list[Message]]:
+    """Committed messages of offsets [first, end) of each partition, as they come.
+
+    Raises:
+        TryLaterError: an open transaction hides part of them for longer than `OPEN_TRANSACTION_SECONDS`.
+        UnavailableError: the brokers are gone, or the messages are (retention).
+    """
+    from confluent_kafka import KafkaError, TopicPartition
+
+    pending = {number: (first, end) for number, (first, end) in spans.items() if first < end}
+    if not pending:
+        return
+    brokers = settings.require("kafka_brokers")
+    said: list[str] = []
+    consumer = _consumer(settings, said)
+    try:
+        consumer.assign([TopicPartition(topic, number, first) for number, (first, _) in pending.items()])
+        waiting: set[int] = set()
+        progress = time.monotonic()
+        while pending:
+            wanted = []
+            for message in consumer.consume(num_messages=5000, timeout=0.05):
+                number, offset, error = message.partition(), message.offset(), message.error()
+                if number is None or offset is None or (error and error.code() != KafkaError._PARTITION_EOF):
+                    raise _unreadable(brokers, topic, message, error)
+                progress = time.monotonic()
+                if number not in pending:
+                    continue
+                if error is None:
+                    waiting.discard(number)
+                    first, end = pending[number]
+                    if first <= offset < end:
+                        wanted.append(message)
+                    done = offset >= end - 1
+                else:
+                    # The end seen by a reader of committed messages: an open transaction may hide what follows.
+                    done = offset >= pending[number][1]
+                    waiting.add(number)
+                if done:
+                    del pending[number]
+                    consumer.incremental_unassign([TopicPartition(topic, number)])
+            if wanted:
+                yield wanted
+                progress = time.monotonic()
+            _refuse_to_wait(brokers, topic, time.monotonic() - progress, bool(waiting & pending.keys()), said)
+    finally:
+        consumer.close()
+
+
+def _refuse_to_wait(brokers: str, topic: str, seconds: float, transaction_is_open: bool, said: list[str]) -> None:
+    if transaction_is_open and seconds > OPEN_TRANSACTION_SECONDS:
+        raise TryLaterError(
+            f"an open transaction on {topic} at {brokers} has hidden its end for {seconds:.0f} s; nothing was changed",
+            "try again when that transaction has been committed, or has timed out",
+        )
+    if not transaction_is_open and seconds > STALL_SECONDS:
+        raise unavailable(
+            brokers, f"reading {topic} made no progress for {seconds:.0f} s", said[-1] if said else "no answer"
+        )
+
+
+def _unreadable(brokers: str, topic: str, message: Message, error: KafkaError | None) -> UnavailableError:
+    from confluent_kafka import KafkaError
+
+    if error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+        return UnavailableError(
+            f"{topic} at {brokers} no longer has offset {message.offset()} of partition {message.partition()}",
+            "its retention has passed; what is older cannot be read back",
+        )
+    return unavailable(brokers, f"reading {topic} failed", error.str() if error else "a message without an offset")
+
+
+def _consumer(settings: Settings, said: list[str]) -> Consumer:
+    from confluent_kafka import Consumer
+
+    return Consumer(
+        {
+            **connection(settings),
+            "group.id": "marketdata-reader",  # required; partitions are assigned by hand and nothing is committed
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,
+            "queued.max.messages.kbytes": 32768,
+            "error_cb": lambda error: said.append(error.str()),
+        },
+        logger=log,
+    )

@@ -1,0 +1,333 @@
+"""Topics as code: `topics.yaml` says what there should be, the cluster is compared with it and made so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from marketdata import datasets
+from marketdata.datasets import Dataset
+from marketdata.datasets.commodity_prices import COMMODITY_PRICES
+from marketdata.errors import UnavailableError, UsageError
+from marketdata.settings import Settings
+from marketdata.streaming.brokers import REACH_SECONDS, Cluster, outcome, reach
+
+log = logging.getLogger(__name__)
+
+Role = Literal["records", "ledger"]
+Effect = Literal["create", "safe", "destructive"]
+
+_SCHEMA = {
+    "type": "object",
+    "required": ["topics"],
+    "additionalProperties": False,
+    "properties": {
+        "topics": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "doc", "dataset", "role", "partitions", "replication_factor", "config"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,248}$"},
+                    "doc": {"type": "string", "minLength": 1},
+                    "dataset": {"type": "string"},
+                    "role": {"enum": ["records", "ledger"]},
+                    "partitions": {"type": "integer", "minimum": 1},
+                    "replication_factor": {"type": "integer", "minimum": 3},
+                    "config": {
+                        "type": "object",
+                        "required": ["cleanup.policy", "retention.ms", "message.timestamp.type", "min.insync.replicas"],
+                        "propertyNames": {"pattern": "^[a-z.]+$"},
+                        "additionalProperties": {"type": ["string", "integer"]},
+                        "properties": {
+                            "cleanup.policy": {"enum": ["delete", "compact"]},
+                            "retention.ms": {"type": "integer", "minimum": -1},
+                            "message.timestamp.type": {"enum": ["LogAppendTime", "CreateTime"]},
+                            "min.insync.replicas": {"type": "integer", "minimum": 2},
+                        },
+                    },
+                },
+                "if": {"properties": {"role": {"const": "ledger"}}},
+                "then": {
+                    "properties": {
+                        "partitions": {"const": 1},
+                        "config": {
+                            "required": ["retention.bytes"],
+                            "properties": {
+                                "cleanup.policy": {"const": "delete"},
+                                "retention.ms": {"const": -1},
+                                "retention.bytes": {"const": -1},
+                            },
+                        },
+                    }
+                },
+            },
+        }
+    },
+}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as the catalogue wants it.
+
+    Args:
+        dataset: dataset whose records, or whose ledger, it holds.
+        config: Kafka's topic settings; those not named are the broker's business.
+    """
+
+    name: str
+    doc: str
+    dataset: str
+    role: Role
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    def value_schema(self) -> dict[str, Any] | None:
+        """JSON Schema of the messages; None for a ledger, whose format is `ledger.Marker`."""
+        return datasets.get(self.dataset).message_schema() if self.role == "records" else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing about a topic that is not as the catalogue says, and what changing it would do."""
+
+    topic: str
+    what: str
+    wanted: str
+    actual: str
+    effect: Effect
+
+    def __str__(self) -> str:
+        if self.effect == "create":
+            return f"{self.topic}: missing"
+        refused = ", and to change it would lose data or durability" if self.effect == "destructive" else ""
+        return f"{self.topic}: {self.what} is {self.actual}, not {self.wanted}{refused}"
+
+
+@cache
+def catalogue() -> tuple[Topic, ...]:
+    """The topics of `topics.yaml`, by their default names.
+
+    Raises:
+        UsageError: the file is not as its schema says; the message names the place.
+    """
+    import jsonschema
+    import yaml
+
+    content = yaml.safe_load(files(__package__).joinpath("topics.yaml").read_text("utf-8"))
+    try:
+        jsonschema.Draft202012Validator(_SCHEMA).validate(content)
+    except jsonschema.ValidationError as error:
+        raise UsageError(f"topics.yaml: {error.json_path}: {error.message}") from None
+    return tuple(
+        Topic(**{**entry, "config": {name: str(value) for name, value in entry["config"].items()}})
+        for entry in content["topics"]
+    )
+
+
+def records_topic(settings: Settings, dataset: Dataset) -> str:
+    """Topic of a dataset's records: ``KAFKA_TOPIC`` for the commodity prices, else the dataset's own."""
+    return settings.kafka_topic if dataset is COMMODITY_PRICES else dataset.topic
+
+
+def ledger_topic(settings: Settings, dataset: Dataset) -> str:
+    """Topic of a dataset's ledger."""
+    return f"{records_topic(settings, dataset)}-ledger"
+
+
+def compare(settings: Settings) -> list[Difference]:
+    """What the cluster's topics have that the catalogue has not, or the other way round. Foreign topics don't count.
+
+    Raises:
+        UnavailableError: no broker answered within 10 s, or a cluster of several nodes has but one alive.
+    """
+    cluster = reach(settings)
+    return list(_compare(cluster, _wanted(settings, cluster)))
+
+
+def apply(settings: Settings) -> list[str]:
+    """Create what is missing and make changes that lose nothing; returns a line for each.
+
+    Raises:
+        UsageError: a change would lose data or durability; it names all such changes, and nothing was changed.
+        UnavailableError: no broker answered within 10 s.
+    """
+    cluster = reach(settings)
+    wanted = _wanted(settings, cluster)
+    differences = list(_compare(cluster, wanted))
+    if refused := [str(difference) for difference in differences if difference.effect == "destructive"]:
+        raise UsageError(
+            f"{'; '.join(refused)}; no topic was changed", "change topics.yaml, or the topic by hand once you are sure"
+        )
+    done = []
+    for topic in wanted:
+        mine = [difference for difference in differences if difference.topic == topic.name]
+        if any(difference.effect == "create" for difference in mine):
+            done += _create(cluster, topic)
+        for difference in mine:
+            if difference.effect == "safe":
+                done.append(_change(cluster, difference))
+    if done:
+        _await_leaders(cluster, wanted)
+    return done
+
+
+def check(settings: Settings, dataset: Dataset) -> None:
+    """Can this dataset be published: do the brokers answer, and are its two topics as they must be?
+
+    Raises:
+        UnavailableError: no broker answered within 10 s (the message names them and the cause), or a partition has no
+            leader.
+        UsageError: a topic is missing, has other partitions or replicas, or the ledger could forget.
+    """
+    cluster = reach(settings)
+    topics = [topic for topic in _wanted(settings, cluster) if topic.dataset == dataset.name]
+    matters = [
+        str(difference)
+        for topic in topics
+        for difference in _compare(cluster, [topic])
+        if topic.role == "ledger" or difference.what in ("topic", "partitions", "replication factor")
+    ]
+    if matters:
+        raise UsageError(f"Kafka at {cluster.brokers}: {'; '.join(matters)}", "run: marketdata topics apply")
+    for topic in topics:
+        if headless := _headless(cluster.metadata, topic.name):
+            raise UnavailableError(f"{topic.name} at {cluster.brokers}: partitions {headless} have no leader now")
+
+
+def _wanted(settings: Settings, cluster: Cluster) -> list[Topic]:
+    """The catalogue under the names and on the number of nodes of this installation."""
+    single = _is_single_node(cluster)
+    topics = []
+    for topic in catalogue():
+        dataset = datasets.get(topic.dataset)
+        name = (records_topic if topic.role == "records" else ledger_topic)(settings, dataset)
+        topic = replace(topic, name=name)
+        if single:
+            topic = replace(topic, replication_factor=1, config={**topic.config, "min.insync.replicas": "1"})
+        topics.append(topic)
+    return topics
+
+
+def _is_single_node(cluster: Cluster) -> bool:
+    """One broker, and meant to be: a node of a larger cluster that is alone just now keeps its transaction log thrice.
+
+    Raises:
+        UnavailableError: it is such a node.
+    """
+    if len(cluster.metadata.brokers) > 1:
+        return False
+    (broker,) = cluster.metadata.brokers
+    copies = _config(cluster, "broker", str(broker))["transaction.state.log.replication.factor"]
+    if copies != "1":
+        raise UnavailableError(
+            f"Kafka at {cluster.brokers}: only broker {broker} is up of a cluster that keeps {copies} replicas",
+            "start the other brokers; topics were left as they are",
+        )
+    return True
+
+
+def _config(cluster: Cluster, kind: Literal["broker", "topic"], name: str) -> dict[str, str]:
+    from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
+
+    resource = ConfigResource(ConfigResource.Type[kind.upper()], name)
+    futures = cluster.admin.describe_configs([resource], request_timeout=REACH_SECONDS)
+    entries = outcome(futures[resource], cluster, f"asking {kind} {name} for its configuration")
+    return {entry.name: entry.value for entry in entries.values()}
+
+
+def _compare(cluster: Cluster, wanted: list[Topic]) -> Iterator[Difference]:
+    for topic in wanted:
+        found = cluster.metadata.topics.get(topic.name)
+        if found is None:
+            yield Difference(topic.name, "topic", "there", "missing", "create")
+            continue
+        replicas = {len(partition.replicas) for partition in found.partitions.values()}
+        yield from differences(topic, len(found.partitions), min(replicas), _config(cluster, "topic", topic.name))
+
+
+def differences(topic: Topic, partitions: int, replicas: int, config: Mapping[str, str]) -> Iterator[Difference]:
+    """How an existing topic differs from the wanted one."""
+    if partitions != topic.partitions:
+        effect: Effect = "safe" if partitions < topic.partitions else "destructive"
+        yield Difference(topic.name, "partitions", str(topic.partitions), str(partitions), effect)
+    if replicas != topic.replication_factor:
+        yield Difference(topic.name, "replication factor", str(topic.replication_factor), str(replicas), "destructive")
+    for name, value in topic.config.items():
+        actual = config.get(name, "unset")
+        if actual != value:
+            yield Difference(topic.name, name, value, actual, "destructive" if _loses(name, value, actual) else "safe")
+
+
+def _loses(name: str, wanted: str, actual: str) -> bool:
+    if name in ("retention.ms", "retention.bytes"):
+        return wanted != "-1" and (actual == "-1" or int(wanted) < int(actual))
+    if name == "min.insync.replicas":
+        return int(wanted) < int(actual)
+    return name == "cleanup.policy"
+
+
+def _create(cluster: Cluster, topic: Topic) -> list[str]:
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+
+    new = NewTopic(topic.name, topic.partitions, topic.replication_factor, config=dict(topic.config))
+    future = cluster.admin.create_topics([new], request_timeout=REACH_SECONDS)[topic.name]
+    try:
+        outcome(future, cluster, f"creating topic {topic.name}")
+    except UnavailableError as error:
+        cause = error.__cause__
+        if isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return []  # another `apply` was faster
+        raise
+    return [f"{topic.name}: created, {topic.partitions} partitions, {topic.replication_factor} replicas"]
+
+
+def _change(cluster: Cluster, difference: Difference) -> str:
+    from confluent_kafka.admin import (  # type: ignore[attr-defined]
+        AlterConfigOpType,
+        ConfigEntry,
+        ConfigResource,
+        NewPartitions,
+    )
+
+    says = f"{difference.topic}: {difference.what} changed from {difference.actual} to {difference.wanted}"
+    if difference.what == "partitions":
+        log.warning("raising the partitions of a topic: keys move", extra={"topic": difference.topic})
+        request = [NewPartitions(difference.topic, int(difference.wanted))]
+        future = cluster.admin.create_partitions(request, request_timeout=REACH_SECONDS)[difference.topic]
+        says += "; keys move to other partitions, so the order of one key's records begins anew"
+    else:
+        entry = ConfigEntry(difference.what, difference.wanted, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, difference.topic, incremental_configs=[entry])
+        future = cluster.admin.incremental_alter_configs([resource], request_timeout=REACH_SECONDS)[resource]
+    outcome(future, cluster, f"changing {difference.what} of {difference.topic}")
+    return says
+
+
+def _await_leaders(cluster: Cluster, wanted: list[Topic]) -> None:
+    deadline = time.monotonic() + REACH_SECONDS
+    while True:
+        metadata = cluster.admin.list_topics(timeout=REACH_SECONDS)
+        late = [topic.name for topic in wanted if _headless(metadata, topic.name, topic.partitions)]
+        if not late:
+            return
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{', '.join(late)} at {cluster.brokers}: created, but without leaders so far")
+        time.sleep(0.05)
+
+
+def _headless(metadata: Any, topic: str, partitions: int = 0) -> list[int]:
+    """Partitions without a leader; all `partitions` of a topic the broker does not know yet."""
+    found = metadata.topics[topic].partitions if topic in metadata.topics else {}
+    numbers = range(max(partitions, len(found)))
+    return [number for number in numbers if number not in found or found[number].leader < 0]

@@ -1,0 +1,13 @@
+"""The one console of the command line: as wide as the terminal, and wide enough where there is none."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+def console() -> Console:
+    """A console on standard output."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)

@@ -1,0 +1,252 @@
+"""Real Prometheus, Pushgateway and Alertmanager for tests, from the Debian packages of these names.
+
+    apt-get install --no-install-recommends prometheus prometheus-pushgateway prometheus-alertmanager
+
+`promtool` comes with the first, `amtool` with the last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from marketdata.engines.process import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+MONITORING = ROOT / "deploy" / "monitoring"
+PROGRAMS = {"prometheus": "prometheus", "prometheus-pushgateway": "prometheus-pushgateway",
+            "prometheus-alertmanager": "prometheus-alertmanager", "promtool": "prometheus"}  # fmt: skip
+
+
+def require(*programs: str) -> None:
+    """Skip the test where a program is not installed."""
+    missing = sorted({PROGRAMS[program] for program in programs if shutil.which(program) is None})
+    if missing:
+        pytest.skip(f"Debian packages not installed: {' '.join(missing)}")
+
+
+@contextmanager
+def running(command: Sequence[str], ready: str, folder: Path, seconds: float = 20) -> Iterator[None]:
+    """Run a program until the block ends; entered when GET `ready` is answered with 200."""
+    name = Path(command[0]).name
+    log = folder / f"{name}.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            list(command), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: process.poll() is not None or _answers(ready), seconds, f"{name} to answer")
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} did not start: {log.read_text(errors='replace')[-2000:]}")
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What `condition` says as soon as it says something true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain for {what}")
+        time.sleep(0.05)
+    return found
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus."""
+
+    url: str
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The result of an instant query."""
+        return self._get("query", query=expression)["result"]
+
+    def value(self, expression: str) -> float | None:
+        """The one value of an instant query; None where there is none."""
+        found = self.query(expression)
+        return float(found[0]["value"][1]) if found else None
+
+    def range(self, expression: str, seconds: int, step: int = 1) -> list[dict[str, Any]]:
+        """The series of a query over the last seconds."""
+        end = time.time()
+        return self._get("query_range", query=expression, start=end - seconds, end=end, step=step)["result"]
+
+    def alerts(self, state: str = "firing") -> dict[str, dict[str, Any]]:
+        """Alerts in a state, by name."""
+        return {a["labels"]["alertname"]: a for a in self._get("alerts")["alerts"] if a["state"] == state}
+
+    def healthy_rules(self) -> bool:
+        """Whether every rule has been evaluated without an error."""
+        rules = [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
+        assert not [rule for rule in rules if rule["health"] == "err"], rules
+        return bool(rules) and all(rule["health"] == "ok" for rule in rules)
+
+    def _get(self, path: str, **parameters: Any) -> Any:
+        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return json.load(answer)["data"]
+
+
+@dataclass
+class Webhook:
+    """Stands in for Slack's incoming webhook: what it was sent, and when."""
+
+    url: str
+    received: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Prometheus, Pushgateway and Alertmanager, configured as in deploy/monitoring."""
+
+    prometheus: Prometheus
+    gateway: str
+    alertmanager: str
+    webhook: Webhook
+
+
+@contextmanager
+def webhook() -> Iterator[Webhook]:
+    """A loopback address that takes Slack payloads."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            hook.received.append((time.time(), body))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, *arguments: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hook = Webhook(f"http://127.0.0.1:{server.server_port}/services/T/B/secret")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hook
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def pushgateway(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A Pushgateway that keeps what it was told over a restart, as the deployed one does."""
+    require("prometheus-pushgateway")
+    address = f"127.0.0.1:{port or free_port()}"
+    command = [
+        "prometheus-pushgateway", f"--web.listen-address={address}",
+        f"--persistence.file={folder / 'pushgateway.data'}", "--persistence.interval=1s",
+    ]  # fmt: skip
+    with running(command, f"http://{address}/-/ready", folder):
+        yield f"http://{address}"
+
+
+@contextmanager
+def monitoring(folder: Path, *, hold: str | None = None) -> Iterator[Monitoring]:
+    """The three together, scraping and evaluating every second.
+
+    Args:
+        hold: replaces every `for` of the rules but those of 0; the one thing that is not as deployed besides the intervals
+            and addresses, because a test cannot wait five minutes.
+    """
+    require(*PROGRAMS)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        hook = stack.enter_context(webhook())
+        gateway = stack.enter_context(pushgateway(folder))
+        alertmanager = f"127.0.0.1:{free_port()}"
+        (folder / "alertmanager.yml").write_text(_alertmanager_config(folder, hook))
+        command = [
+            "prometheus-alertmanager", f"--config.file={folder / 'alertmanager.yml'}", "--cluster.listen-address=",
+            f"--web.listen-address={alertmanager}", f"--storage.path={folder / 'alertmanager'}",
+        ]  # fmt: skip
+        stack.enter_context(running(command, f"http://{alertmanager}/-/ready", folder))
+        address = f"127.0.0.1:{free_port()}"
+        targets = {"pushgateway": gateway.removeprefix("http://"), "alertmanager": alertmanager, "prometheus": address}
+        (folder / "prometheus.yml").write_text(_prometheus_config(folder, targets, hold))
+        command = [
+            "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--web.listen-address={address}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+        ]  # fmt: skip
+        stack.enter_context(running(command, f"http://{address}/-/ready", folder))
+        yield Monitoring(Prometheus(f"http://{address}"), gateway, f"http://{alertmanager}", hook)
+
+
+def _prometheus_config(folder: Path, targets: dict[str, str], hold: str | None) -> str:
+    config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    rules = folder / "rules"
+    rules.mkdir(exist_ok=True)
+    for path in (MONITORING / "rules").glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for group in content["groups"]:
+            group["interval"] = "1s"
+            for rule in group["rules"]:
+                if hold and rule.get("for", "0m") != "0m":
+                    rule["for"] = hold
+        (rules / path.name).write_text(yaml.safe_dump(content))
+    config["rule_files"] = [str(rules / "*.yaml")]
+    scrapes = [scrape for scrape in config["scrape_configs"] if scrape["job_name"] in targets]
+    assert {scrape["job_name"] for scrape in scrapes} == set(targets)
+    for scrape in scrapes:
+        scrape.pop("scrape_interval", None)
+        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
+    config["scrape_configs"] = scrapes
+    config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [targets["alertmanager"]]}]}]
+    return yaml.safe_dump(config)
+
+
+def _alertmanager_config(folder: Path, hook: Webhook) -> str:
+    (folder / "slack-webhook").write_text(hook.url)
+    config = yaml.safe_load((MONITORING / "alertmanager.yml").read_text())
+    config["global"]["slack_api_url_file"] = str(folder / "slack-webhook")
+    for route in _routes(config["route"]):
+        for name in {"group_wait", "group_interval"} & set(route):
+            route[name] = "1s"
+    return yaml.safe_dump(config)
+
+
+def _routes(route: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield route
+    for child in route.get("routes", []):
+        yield from _routes(child)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
