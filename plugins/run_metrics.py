@@ -48,7 +48,12 @@ class _Records:
 
 
 def _outcome(
-    dag_id: str, run_id: str, cleared: int | None, state: str | None, started_at: datetime | None, ended_at: datetime | None
+    dag_id: str,
+    run_id: str,
+    cleared: int | None,
+    state: str | None,
+    started_at: datetime | None,
+    ended_at: datetime | None,
 ) -> Outcome:
     from marketdata.observability.outcomes import Outcome
 

@@ -73,8 +73,8 @@ QUARANTINE_ROWS = 20
 RUNBOOKS = {
     "failure": "CommodityPipelineFailure.md",
     "recovery": "CommodityPipelineFailure.md",
-    "quarantine": "CommodityRowsQuarantined.md",
-    "deadline": "CommodityPipelineLate.md",
+    "quarantine": "QuarantineRatioHigh.md",
+    "deadline": "CommodityPipelineSlow.md",
 }
 
 log = logging.getLogger("marketdata.slack_alerts")
@@ -230,14 +230,15 @@ class Teller:
         while True:
             self._wake.wait(LOOK_AGAIN_SECONDS if self._heard else LOOK_EVERY_SECONDS if self._looked_at else 1.0)
             self._wake.clear()
-            with self._guard:
-                if not self._heard and not self._schedules() and not (self._memory and self._memory.waiting):
-                    return
-                try:
+            if not self._heard and not self._schedules() and not (self._memory and self._memory.waiting):
+                return
+            try:
+                with self._guard:
                     self.look()
-                    self._complain("")
-                except Exception as error:
-                    self._complain(f"Slack alerts: {type(error).__name__}: {_clean(str(error)).splitlines()[:1]}")
+                self._complain("")
+            except Exception as error:
+                first = (_clean(str(error)).strip().splitlines() or [""])[0]
+                self._complain(f"Slack alerts: {type(error).__name__}: {first}")
 
     def _schedules(self) -> bool:
         job = self._job() if self._job else None
@@ -251,7 +252,7 @@ class Teller:
             time.sleep(0.05)
 
     def look(self) -> None:
-        """Compare what has ended with what was told; tell the difference."""
+        """Compare what has ended with what was told; tell the difference. Called under the guard."""
         from marketdata.errors import MarketdataError
 
         started = datetime.now(UTC)
@@ -438,8 +439,8 @@ def _failed_task(instance: TaskInstance, error: Any, by_hand: Mapping[str | None
     from marketdata.observability.slack import FailedTask
 
     words = str(error.get("error", "")) if isinstance(error, dict) and error.get("try") == instance.try_number else ""
-    if not words and (hand := by_hand.get(instance.task_id) or by_hand.get(None)):
-        words = f"{hand}: there is no error"
+    # What a process says that is killed because its task was marked is no reason.
+    words = by_hand.get(instance.task_id) or words or by_hand.get(None, "")
     return FailedTask(
         name=instance.task_id if instance.map_index < 0 else f"{instance.task_id}[{instance.map_index}]",
         try_number=instance.try_number,
@@ -458,7 +459,7 @@ def _by_hand(session: Session, dag_run: DagRun) -> dict[str | None, str]:
     marks: dict[str | None, str] = {}
     entries = session.execute(
         select(Log.task_id, Log.event, Log.owner_display_name, Log.owner)
-        .where(Log.dag_id == dag_run.dag_id, Log.run_id == dag_run.run_id, Log.dttm >= dag_run.start_date)
+        .where(Log.dag_id == dag_run.dag_id, Log.run_id == dag_run.run_id, Log.dttm >= dag_run.queued_at)
         .where(Log.event.in_(["patch_dag_run", "patch_task_instance"]), Log.extra.like('%"failed"%'))
         .order_by(Log.dttm)
     )
@@ -627,7 +628,7 @@ def _post(message: Message, thread: Receipt | None, key: str) -> Receipt:
 
 
 def _post_to_webhook(message: Message) -> Receipt:
-    from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook  # type: ignore[import-untyped]
+    from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
 
     from marketdata.observability.notices import Receipt
 
@@ -644,7 +645,7 @@ def _post_to_webhook(message: Message) -> Receipt:
 def _post_with_token(connection: Any, message: Message, thread: Receipt | None, key: str) -> Receipt:
     import uuid
 
-    from airflow.providers.slack.hooks.slack import SlackHook  # type: ignore[import-untyped]
+    from airflow.providers.slack.hooks.slack import SlackHook
     from slack_sdk.errors import SlackApiError
 
     from marketdata.observability.notices import NotPostedError, Receipt
@@ -661,7 +662,8 @@ def _post_with_token(connection: Any, message: Message, thread: Receipt | None, 
             unfurl_links=False,
             # Slack promises nothing of it, but a client that knows it shows a message posted twice once.
             client_msg_id=str(uuid.uuid5(uuid.NAMESPACE_URL, key)),
-            **({"thread_ts": thread.thread, "reply_broadcast": True} if thread else {}),
+            thread_ts=thread.thread if thread else None,
+            reply_broadcast=True if thread else None,
         )
     except SlackApiError as error:
         raise _refusal(error.response.status_code, error.response.get("error"), error.response.headers) from None

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of the JSON logs.")
     marketdata_home: Path = Field(CHECKOUT / "build", description="Folder of everything a laptop run leaves behind.")
 
-    marketdata_image: str = Field("marketdata-task:0.1.0", description="Image of the task pods; production names a digest.")
+    marketdata_image: str = Field(
+        "marketdata-task:0.1.0", description="Image of the task pods; production names a digest."
+    )
 
     lake_uri: str | None = Field(
         None, pattern=r"^(file|s3)://", description="Root of batches and tables: file:///folder or s3://bucket/prefix."

@@ -276,13 +276,14 @@ class TestLakehouse:
 
     def test_quarantined_rows_are_kept_once(self, lakehouse: Lakehouse) -> None:
         schema = quarantine(COMMODITY_PRICES).arrow_schema()
-        first = lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist([refused(1), refused(2)], schema))
+        twice = [refused(1), refused(2), refused(1)]  # the file has the same bad line twice
+        first = lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist(twice, schema))
         # The same rows come again months later, in another batch, with a new one among them.
         later = [refused(number, batch="b2", at=EARLY + timedelta(days=90)) for number in (1, 2, 3)]
         second = lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist(later, schema))
         third = lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist(later, schema))
 
-        assert counts(first) == (2, 0, 0, 0, 0)
+        assert counts(first) == (2, 0, 0, 1, 0)
         assert counts(second) == (1, 0, 0, 2, 0)
         assert counts(third) == (0, 0, 1, 2, 0)
         assert third.snapshot_before == third.snapshot_after
@@ -292,6 +293,9 @@ class TestLakehouse:
             {"origin_row": 2, "batch_id": "b1"},
             {"origin_row": 3, "batch_id": "b2"},
         ]
+        wanted = pa.Table.from_pylist([refused(2), refused(4)], schema)
+        state = lakehouse.current(quarantine(COMMODITY_PRICES), wanted)
+        assert state.to_pylist() == [{"quarantine_id": refused(2)["quarantine_id"], "batch_id": "b1"}]
 
     def test_the_current_state_of_some_records(self, settings: Settings, lakehouse: Lakehouse) -> None:
         rows = [price("2024-01-02"), price("2024-01-03"), price("2024-02-01")]
@@ -309,6 +313,15 @@ class TestLakehouse:
         within = lakehouse.current(COMMODITY_PRICES, wanted, bounds)
         assert within["record_id"].to_pylist() == [rows[1]["record_id"]]
         assert len(lakehouse.current(COMMODITY_PRICES, wanted.slice(2))) == 0
+
+    def test_before_the_first_load_there_is_nothing(self, lakehouse: Lakehouse) -> None:
+        nobody = pa.table({"record_id": ["nobody"], "quarantine_id": ["nobody"]})
+
+        assert lakehouse.current(COMMODITY_PRICES, nobody).to_pylist() == []
+        assert lakehouse.current(quarantine(COMMODITY_PRICES), nobody).to_pylist() == []
+        assert lakehouse.history(COMMODITY_PRICES) == []
+        with pytest.raises(UsageError, match="load a batch first"):
+            lakehouse.query("SELECT * FROM commodity_prices")
 
     def test_history_tells_the_commits_in_order(self, settings: Settings, lakehouse: Lakehouse) -> None:
         first = lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price()]))

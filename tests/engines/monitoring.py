@@ -1,6 +1,7 @@
-"""Real Prometheus, Pushgateway and Alertmanager for tests, from the Debian packages of these names.
+"""Real Prometheus, Pushgateway, Alertmanager and blackbox exporter for tests, from the Debian packages of these names.
 
-    apt-get install --no-install-recommends prometheus prometheus-pushgateway prometheus-alertmanager
+    apt-get install --no-install-recommends \\
+      prometheus prometheus-pushgateway prometheus-alertmanager prometheus-blackbox-exporter
 
 `promtool` comes with the first, `amtool` with the last.
 """
@@ -15,9 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,13 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
+
 from marketdata.engines.process import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 PROGRAMS = {"prometheus": "prometheus", "prometheus-pushgateway": "prometheus-pushgateway",
-            "prometheus-alertmanager": "prometheus-alertmanager", "promtool": "prometheus"}  # fmt: skip
+            "prometheus-alertmanager": "prometheus-alertmanager", "promtool": "prometheus",
+            "prometheus-blackbox-exporter": "prometheus-blackbox-exporter"}  # fmt: skip
 
 
 def require(*programs: str) -> None:
@@ -107,9 +109,7 @@ class Prometheus:
         return bool(rules) and all(rule["health"] == "ok" for rule in rules)
 
     def _get(self, path: str, **parameters: Any) -> Any:
-        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            return json.load(answer)["data"]
+        return requests.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10).json()["data"]
 
 
 @dataclass
@@ -170,12 +170,13 @@ def pushgateway(folder: Path, port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def monitoring(folder: Path, *, hold: str | None = None) -> Iterator[Monitoring]:
-    """The three together, scraping and evaluating every second.
+def monitoring(folder: Path, engines: Mapping[str, str], *, hold: str | None = None) -> Iterator[Monitoring]:
+    """All of them together, scraping and evaluating every second.
 
     Args:
-        hold: replaces every `for` of the rules but those of 0; the one thing that is not as deployed besides the intervals
-            and addresses, because a test cannot wait five minutes.
+        engines: name → host:port of the engines to probe.
+        hold: replaces every `for` of the rules, because a test cannot wait five minutes; but for this, the intervals
+            and the addresses everything is as deployed.
     """
     require(*PROGRAMS)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,9 +190,15 @@ def monitoring(folder: Path, *, hold: str | None = None) -> Iterator[Monitoring]
             f"--web.listen-address={alertmanager}", f"--storage.path={folder / 'alertmanager'}",
         ]  # fmt: skip
         stack.enter_context(running(command, f"http://{alertmanager}/-/ready", folder))
+        blackbox = f"127.0.0.1:{free_port()}"
+        command = [
+            "prometheus-blackbox-exporter", f"--config.file={MONITORING / 'blackbox.yml'}",
+            f"--web.listen-address={blackbox}",
+        ]  # fmt: skip
+        stack.enter_context(running(command, f"http://{blackbox}/-/healthy", folder))
         address = f"127.0.0.1:{free_port()}"
         targets = {"pushgateway": gateway.removeprefix("http://"), "alertmanager": alertmanager, "prometheus": address}
-        (folder / "prometheus.yml").write_text(_prometheus_config(folder, targets, hold))
+        (folder / "prometheus.yml").write_text(_prometheus_config(folder, targets, blackbox, engines, hold))
         command = [
             "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--web.listen-address={address}",
             f"--storage.tsdb.path={folder / 'prometheus'}",
@@ -200,26 +207,26 @@ def monitoring(folder: Path, *, hold: str | None = None) -> Iterator[Monitoring]
         yield Monitoring(Prometheus(f"http://{address}"), gateway, f"http://{alertmanager}", hook)
 
 
-def _prometheus_config(folder: Path, targets: dict[str, str], hold: str | None) -> str:
+def _prometheus_config(
+    folder: Path, targets: Mapping[str, str], blackbox: str, engines: Mapping[str, str], hold: str | None
+) -> str:
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     rules = folder / "rules"
     rules.mkdir(exist_ok=True)
     for path in (MONITORING / "rules").glob("*.yaml"):
         content = yaml.safe_load(path.read_text())
-        for group in content["groups"]:
-            group["interval"] = "1s"
-            for rule in group["rules"]:
-                if hold and rule.get("for", "0m") != "0m":
-                    rule["for"] = hold
+        for rule in [rule for group in content["groups"] for rule in group["rules"]]:
+            if hold and "for" in rule:
+                rule["for"] = hold
         (rules / path.name).write_text(yaml.safe_dump(content))
     config["rule_files"] = [str(rules / "*.yaml")]
-    scrapes = [scrape for scrape in config["scrape_configs"] if scrape["job_name"] in targets]
-    assert {scrape["job_name"] for scrape in scrapes} == set(targets)
-    for scrape in scrapes:
-        scrape.pop("scrape_interval", None)
-        scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
-    config["scrape_configs"] = scrapes
+    for scrape in config["scrape_configs"]:
+        if scrape["job_name"] == "engines":
+            scrape["relabel_configs"][-1]["replacement"] = blackbox
+            scrape["static_configs"] = [{"targets": [at], "labels": {"engine": name}} for name, at in engines.items()]
+        else:
+            scrape["static_configs"] = [{"targets": [targets[scrape["job_name"]]]}]
     config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [targets["alertmanager"]]}]}]
     return yaml.safe_dump(config)
 
@@ -242,9 +249,8 @@ def _routes(route: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
+        return requests.get(url, timeout=1).ok
+    except requests.RequestException:
         return False
 
 

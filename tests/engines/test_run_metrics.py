@@ -1,15 +1,13 @@
-"""Run outcomes on a real PostgreSQL and a real Pushgateway: each counted once, whatever is reported how often and when."""
+"""Run outcomes on a real PostgreSQL and Pushgateway: each counted once, whatever is reported how often and when."""
 
 from __future__ import annotations
 
 import http.server
-import json
 import os
 import signal
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,13 +17,14 @@ from typing import Any
 
 import psycopg
 import pytest
+import requests
+
+from engines.monitoring import pushgateway, wait_for
 from marketdata import engines
 from marketdata.observability import outcomes
 from marketdata.observability.outcomes import Outcome
 from marketdata.observability.push import BUDGET_SECONDS, Courier
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
-
-from engines.monitoring import pushgateway, wait_for
 
 DAG = "commodity-price-pipeline"
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
@@ -75,14 +74,14 @@ def settings(postgres: str, gateway: str, settings_for: Callable[..., Settings])
     """Settings on empty tables and an empty gateway."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS marketdata CASCADE")
-    urllib.request.urlopen(urllib.request.Request(f"{gateway}/metrics/job/{DAG}", method="DELETE"))
+    for dag in (DAG, "another-dag"):
+        requests.delete(f"{gateway}/metrics/job/{dag}", timeout=10)
     return settings_for(postgres_dsn=postgres, pushgateway_url=gateway)
 
 
 def pushed(gateway: str, dag: str = DAG) -> dict[str, float]:
     """Values at the gateway by metric and labels."""
-    with urllib.request.urlopen(f"{gateway}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
+    lines = requests.get(f"{gateway}/metrics", timeout=10).text.splitlines()
     found = {}
     for line in lines:
         if not line.startswith("#") and f'job="{dag}"' in line:
@@ -356,8 +355,7 @@ def test_what_is_pushed_is_the_catalogue_and_nothing_else(settings: Settings) ->
     steps(settings, "run-1", *FULL)
     courier = Courier(settings, Airflow())
     courier.ended(outcome("run-1"))
-    with urllib.request.urlopen(f"{courier._gateway}/api/v1/metrics") as answer:
-        groups = json.load(answer)["data"]
+    groups = requests.get(f"{courier._gateway}/api/v1/metrics", timeout=10).json()["data"]
     group = next(group for group in groups if group["labels"]["job"] == DAG)
     own = {"push_time_seconds", "push_failure_time_seconds", "labels", "last_push_successful"}
     found = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from engines.installation import FINAL, Installation, installation, until
 from engines.slack import Posted, Slack, slack_server
-from installation import FINAL, Installation, installation, until
 
 pytest.importorskip("airflow.providers.slack", reason="the Slack provider is not installed")
 

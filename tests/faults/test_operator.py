@@ -87,6 +87,13 @@ def test_what_a_finished_command_left_running_ends_with_it(fake: Fake, pod_of: P
     until(lambda: not any(map(alive, family(fake))), "the child that held its output open is gone")
 
 
+def test_a_command_that_loses_its_first_process_is_not_left_alone(fake: Fake, pod_of: PodOf) -> None:
+    fake.behave(extract={"code": FAMILY.replace("\ntime.sleep", "\nos.kill(os.getppid(), 9)\ntime.sleep")})
+    outcome = LocalContainer(pod_of("extract"), secrets=(), log=logging.getLogger(__name__)).run()
+    assert outcome.exit_code == 137
+    until(lambda: not any(map(alive, family(fake))), "everything the command started is gone")
+
+
 def test_an_exception_in_the_runner_ends_everything(fake: Fake, pod_of: PodOf) -> None:
     """Airflow's execution time-out is an exception out of the middle of `execute`."""
 

@@ -96,20 +96,22 @@ class Lakehouse(Protocol):
         ...
 
     def quarantine(self, dataset: Dataset, rows: pa.Table, run_id: str = "") -> Loaded:
-        """Add refused rows to the dataset's quarantine table; those it has already are left as they are."""
+        """Add refused rows to the dataset's quarantine table; those it has already are left as they are.
+
+        The same row may be there more than once: it is kept once, and the others count as unchanged.
+        """
         ...
 
-    def current(
-        self, dataset: Dataset, record_ids: pa.Table, bounds: tuple[datetime, datetime] | None = None
-    ) -> pa.Table:
-        """The table's state of some records.
+    def current(self, dataset: Dataset, keys: pa.Table, bounds: tuple[datetime, datetime] | None = None) -> pa.Table:
+        """The table's state of some records; nothing where there is no table yet.
 
         Args:
-            record_ids: table with column ``record_id``.
+            dataset: also a quarantine dataset.
+            keys: table with column ``record_id`` (``quarantine_id``).
             bounds: earliest and latest event time of these records; spares reading the rest of the table.
 
         Returns:
-            ``record_id``, ``content_hash``, ``as_of``, ``batch_id`` of those the table has.
+            ``record_id``, ``content_hash``, ``as_of``, ``batch_id`` (``quarantine_id``, ``batch_id``) of those it has.
         """
         ...
 
@@ -122,7 +124,7 @@ class Lakehouse(Protocol):
         ...
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
-        """The table's snapshots, oldest first."""
+        """The table's snapshots, oldest first; none where there is no table yet."""
         ...
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
-from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, months, shape
+from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, distinct, months, shape
 from marketdata.lakehouse.statements import ONE_READING_STATEMENT, first_line, identifier, tables_there
 from marketdata.settings import Settings
 
@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 ENGINE = "pyiceberg"
 CATALOG = "lake"
 DATABASE = "iceberg"
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 5
+"""For one try; pyiceberg makes two before it gives up."""
+
 TRIES = 10
 
 
@@ -69,11 +71,11 @@ class EmbeddedLakehouse:
 
     def quarantine(self, dataset: Dataset, rows: pa.Table, run_id: str = "") -> Loaded:
         refused = quarantine(dataset)
-        return self._merge(refused, rows, {"marketdata.run_id": run_id})
+        once = distinct(shape(refused), rows)
+        loaded = self._merge(refused, once, {"marketdata.run_id": run_id})
+        return replace(loaded, unchanged=loaded.unchanged + len(rows) - len(once))
 
-    def current(
-        self, dataset: Dataset, record_ids: pa.Table, bounds: tuple[datetime, datetime] | None = None
-    ) -> pa.Table:
+    def current(self, dataset: Dataset, keys: pa.Table, bounds: tuple[datetime, datetime] | None = None) -> pa.Table:
         import pyarrow as pa
         import pyarrow.compute as pc
         from pyiceberg.expressions import (
@@ -86,26 +88,29 @@ class EmbeddedLakehouse:
         )
         from pyiceberg.expressions.literals import literal
 
-        columns = ("record_id", "content_hash", "as_of", "batch_id")
+        of = shape(dataset)
         where: BooleanExpression = AlwaysTrue()
         if bounds:
             first, last = (literal(moment.isoformat()) for moment in bounds)
             time_ = Reference(dataset.event_time)
             where = And(GreaterThanOrEqual(time_, first), LessThanOrEqual(time_, last))  # type: ignore[call-arg,arg-type]
-        wanted = record_ids["record_id"].combine_chunks()
-        schema = pa.schema([dataset.arrow_schema().field(name) for name in columns])
+        wanted = keys[of.identity].combine_chunks()
+        schema = pa.schema([dataset.arrow_schema().field(name) for name in of.columns])
         with self._reaching():
-            scan = self._table(dataset.name).scan(row_filter=where, selected_fields=columns)
+            table = self._find(dataset)
+            if table is None:
+                return schema.empty_table()
+            scan = table.scan(row_filter=where, selected_fields=of.columns)
             found = [
-                batch.filter(pc.is_in(batch["record_id"], value_set=wanted)) for batch in scan.to_arrow_batch_reader()
+                batch.filter(pc.is_in(batch[of.identity], value_set=wanted)) for batch in scan.to_arrow_batch_reader()
             ]
-        return pa.Table.from_batches(found).select(columns).cast(schema) if found else schema.empty_table()
+        return pa.Table.from_batches(found).select(of.columns).cast(schema) if found else schema.empty_table()
 
     def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
         import duckdb
         import pyarrow as pa
 
-        with duckdb.connect(config={"python_enable_replacements": "false"}) as connection:
+        with duckdb.connect() as connection:
             try:
                 statements = connection.extract_statements(sql)
             except duckdb.Error as error:
@@ -127,7 +132,8 @@ class EmbeddedLakehouse:
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
         with self._reaching():
-            snapshots = self._table(dataset.name).metadata.snapshots
+            table = self._find(dataset)
+            snapshots = table.metadata.snapshots if table else []
         return [
             Snapshot(
                 snapshot_id=snapshot.snapshot_id,
@@ -169,7 +175,7 @@ class EmbeddedLakehouse:
     def _decide_and_commit(self, dataset: Dataset, rows: Rows, summary: dict[str, str]) -> _Write:
         from pyiceberg.exceptions import CommitFailedException, ValidationException
 
-        table = self._table(dataset.name)
+        table = self._catalog.load_table((self._namespace, dataset.name))
         _refuse_other_writer(table, dataset)
         write = _Write(table, shape(dataset), dataset.event_time)
         try:
@@ -186,11 +192,10 @@ class EmbeddedLakehouse:
         return write
 
     def _ensure(self, dataset: Dataset) -> None:
-        from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+        from pyiceberg.exceptions import TableAlreadyExistsError
 
-        try:
-            table = self._catalog.load_table((self._namespace, dataset.name))
-        except NoSuchTableError:
+        table = self._find(dataset)
+        if table is None:
             self._create_namespace()
             schema = _schema(dataset)
             with suppress(TableAlreadyExistsError):  # by another process, in this moment
@@ -223,13 +228,13 @@ class EmbeddedLakehouse:
         with suppress(NamespaceAlreadyExistsError, IntegrityError):
             self._catalog.create_namespace(self._namespace)
 
-    def _table(self, name: str) -> Table:
+    def _find(self, dataset: Dataset) -> Table | None:
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
-            return self._catalog.load_table((self._namespace, name))
+            return self._catalog.load_table((self._namespace, dataset.name))
         except NoSuchTableError:
-            raise UsageError(f"there is no table {self._namespace}.{name} yet", "load a batch first") from None
+            return None
 
     def _register(self, connection: Any, sql: str) -> list[str]:
         """Make the tables the statement names known to DuckDB, under the names they have in Trino; return all names."""
@@ -241,7 +246,7 @@ class EmbeddedLakehouse:
         lists_all = re.match(r"\s*show\b", sql, re.IGNORECASE)
         for name in names:
             if lists_all or re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE):
-                connection.from_arrow(_readable(self._table(name))).create_view(name)
+                connection.from_arrow(_readable(self._catalog.load_table((self._namespace, name)))).create_view(name)
         return names
 
     def _has_namespace(self) -> bool:

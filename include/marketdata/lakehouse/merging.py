@@ -46,8 +46,8 @@ class Shape:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns the decision needs."""
-        return (self.identity, "batch_id", *(("content_hash", "as_of") if self.revised else ()))
+        """Columns the decision needs, and that `Lakehouse.current` returns."""
+        return (self.identity, *(("content_hash", "as_of") if self.revised else ()), "batch_id")
 
     def outcome(self) -> str:
         """SQL: what becomes of row ``s`` of the batch that meets row ``t`` of the table (NULLs: none)."""
@@ -81,6 +81,15 @@ def decide(of: Shape, rows: pa.Table, state: pa.Table) -> NDArray[np.int8]:
         joined = f"s LEFT JOIN t ON s.{of.identity} = t.{of.identity}"
         statement = f"SELECT CAST({of.outcome()} AS TINYINT) AS outcome FROM {joined} ORDER BY position"  # noqa: S608
         return np.asarray(connection.execute(statement).fetchnumpy()["outcome"], dtype=np.int8)
+
+
+def distinct(of: Shape, rows: pa.Table) -> pa.Table:
+    """The first row of each identity."""
+    import pyarrow as pa
+
+    numbered = rows.select([of.identity]).append_column("number", pa.array(range(len(rows)), pa.int64()))
+    first = numbered.group_by(of.identity).aggregate([("number", "min")])
+    return rows.take(first["number_min"].combine_chunks().sort())
 
 
 def months(event_time: pa.ChunkedArray[Any]) -> NDArray[np.int64]:

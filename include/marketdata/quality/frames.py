@@ -41,15 +41,13 @@ class Chunk:
         first: number of its first row in the batch, from 0.
         table: the rows as the source said them.
         frame: the rows as the row rules see them; its index counts from 0.
-        moments: hash of the key columns that are no text, and of `as_of`.
-        amounts: hash of the business columns that are no text.
+        hashes: per column that is no text, a hash of each row's exact value (a ``float64`` is not exact).
     """
 
     first: int
     table: pa.Table
     frame: pd.DataFrame
-    moments: NDArray[np.uint64]
-    amounts: NDArray[np.uint64]
+    hashes: Mapping[str, NDArray[np.uint64]]
 
 
 def chunks(dataset: Dataset, tables: Iterator[pa.Table]) -> Iterator[Chunk]:
@@ -73,51 +71,88 @@ def chunks(dataset: Dataset, tables: Iterator[pa.Table]) -> Iterator[Chunk]:
 
 def identities(dataset: Dataset, chunk: Chunk) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """64-bit hashes of each row's key and `as_of`, and of those together with its business columns."""
-    keys = chunk.moments.copy()
-    for column in dataset.raw_columns:
-        if column.type == TEXT and column.name in dataset.key:
-            _mix(keys, _text_hashes(chunk.frame[column.name]))
+    import numpy as np
+
+    def of(name: str) -> NDArray[np.uint64]:
+        return chunk.hashes[name] if name in chunk.hashes else _text_hashes(chunk.frame[name])
+
+    identity = [*dataset.key, "as_of"]
+    keys = np.zeros(len(chunk.frame), dtype=np.uint64)
+    for name in identity:
+        _mix(keys, of(name))
     contents = keys.copy()
-    _mix(contents, chunk.amounts)
     for column in dataset.business_columns:
-        if column.type == TEXT and column.name not in dataset.key:
-            _mix(contents, _text_hashes(chunk.frame[column.name]))
+        if column.name not in identity:
+            _mix(contents, of(column.name))
     return keys, contents
 
 
+def encoded(column: pa.ChunkedArray[Any]) -> pa.DictionaryArray[Any, Any]:
+    """The column as one array of codes and distinct values."""
+    array: pa.DictionaryArray[Any, Any] = column.dictionary_encode().combine_chunks()  # type: ignore[assignment]
+    return array
+
+
 def _chunk(connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, table: pa.Table) -> Chunk:
+    import numpy as np
     import pandas as pd
 
-    typed = _typed(connection, dataset, table)
-    texts = _texts(connection, dataset, table)
+    # A column's projection looks at that column only: where values repeat, the distinct ones are enough.
+    repeated = {
+        column.name: encoded(table[column.name])
+        for column in dataset.raw_columns
+        if column.type == TEXT or _repeats(table[column.name])
+    }
+    rows = _scan(connection, dataset, table, [c for c in dataset.raw_columns if c.name not in repeated])
+    values = _distinct_values(dataset, repeated)
+    distinct = _scan(connection, dataset, values, [c for c in dataset.raw_columns if c.name in repeated])
     columns: dict[str, Any] = {}
+    hashes = {}
     for column in dataset.raw_columns:
+        name = column.name
+        # A NULL's code is -1, and NULL is the last of the distinct values.
+        place = repeated[name].indices.fill_null(-1).to_numpy() if name in repeated else slice(None)
+        said = distinct if name in repeated else rows
         if column.type == TEXT:
-            columns[column.name] = texts[column.name]
+            codes, categories = pd.factorize(said[name])
+            codes = codes.astype(np.min_scalar_type(-max(len(categories), 1)))
+            columns[name] = pd.Categorical.from_codes(codes[place], categories=pd.Index(categories, dtype=object))
         else:
-            values = typed[column.name]
-            columns[column.name] = values.view("datetime64[ns]") if _is_time(column) else values
-            words = ["timestamp" if _is_time(column) else "number", "other", "nothing"]
-            columns[f"{column.name}_said"] = pd.Categorical.from_codes(
-                typed[f"{column.name}_said"], categories=pd.Index(words)
-            )
+            words = pd.Index(["timestamp" if _is_time(column) else "number", "other", "nothing"])
+            values = said[name].view("datetime64[ns]") if _is_time(column) else said[name]
+            columns[name] = values[place]
+            columns[f"{name}_said"] = pd.Categorical.from_codes(said[f"{name}_said"][place], categories=words)
+            hashes[name] = said[f"{name}_hash"][place]
     if dataset.ranges:
-        columns |= _ranges(dataset, texts["commodity"], texts["unit"])
-    frame = pd.DataFrame(columns, copy=False)
-    return Chunk(first, table, frame, typed["moments"], typed["amounts"])
+        columns |= _ranges(dataset, columns["commodity"], columns["unit"])
+    return Chunk(first, table, pd.DataFrame(columns, copy=False), hashes)
 
 
-def _typed(connection: duckdb.DuckDBPyConnection, dataset: Dataset, table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Numbers and times, and the hashes over them, in one scan."""
-    columns = [column for column in dataset.raw_columns if column.type != TEXT]
-    wanted = [f"{_number(column)} AS {column.name}, {_said(column)} AS {column.name}_said" for column in columns]
-    wanted.append(f"{_hash([c.name for c in columns if c.name in dataset.key or c.name == 'as_of'])} AS moments")
-    wanted.append(f"{_hash([c.name for c in columns if c.business and c.name not in dataset.key])} AS amounts")
-    said = ", ".join(f"{given(f'raw.{column.name}')} AS {column.name}_given" for column in columns)
+def _repeats(column: pa.ChunkedArray[Any]) -> bool:
+    import pyarrow.compute as pc
+
+    sample = column.slice(0, 1000)
+    return pc.count_distinct(sample).as_py() * 20 <= len(sample)
+
+
+def _scan(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, table: pa.Table, columns: list[Column]
+) -> dict[str, NDArray[Any]]:
+    """Some columns, normalised and typed: what they say, whether that is of their type, and a hash of it."""
+    if not columns:
+        return {}
+    wanted = ", ".join(
+        column.name
+        if column.type == TEXT
+        else f"{_number(column)} AS {column.name}, {_said(column)} AS {column.name}_said, "
+        f"hash({column.name}) AS {column.name}_hash"
+        for column in columns
+    )
+    given_columns = ", ".join(f"{given(f'raw.{column.name}')} AS {column.name}_given" for column in columns)
     connection.register("raw", table)
     try:
         rows = connection.sql(
-            f"SELECT {', '.join(wanted)} FROM (SELECT {projection(dataset, 'raw.')}, {said} FROM raw)"  # noqa: S608
+            f"SELECT {wanted} FROM (SELECT {projection(dataset, 'raw.')}, {given_columns} FROM raw)"  # noqa: S608
         ).to_arrow_table()
     finally:
         connection.unregister("raw")
@@ -138,57 +173,24 @@ def _said(column: Column) -> str:
     return f"(CASE WHEN {name}_given IS NULL THEN 2 WHEN {name} IS NULL THEN 1 ELSE 0 END)::TINYINT"
 
 
-def _hash(names: list[str]) -> str:
-    return f"hash({', '.join(names)})" if names else "0::UBIGINT"
-
-
-def _texts(connection: duckdb.DuckDBPyConnection, dataset: Dataset, table: pa.Table) -> dict[str, pd.Categorical]:
-    """Text columns, normalised. A column's projection looks at that column only, so its distinct values are enough."""
-    import numpy as np
-    import pandas as pd
+def _distinct_values(dataset: Dataset, repeated: Mapping[str, pa.DictionaryArray[Any, Any]]) -> pa.Table:
+    """Distinct values side by side, filled up with NULLs, the last row NULL throughout."""
     import pyarrow as pa
 
-    names = [column.name for column in dataset.raw_columns if column.type == TEXT]
-    arrays = {name: encoded(table[name]) for name in names}
-    longest = max(len(array.dictionary) for array in arrays.values())
-    values = {
-        column.name: _padded(arrays[column.name].dictionary, longest)
-        if column.name in arrays
-        else pa.nulls(longest, pa.string())
-        for column in dataset.raw_columns
-    }
-    connection.register("distinct_values", pa.table(values))
-    try:
-        normalised = connection.sql(
-            f"SELECT {', '.join(names)} FROM (SELECT {projection(dataset)} FROM distinct_values)"  # noqa: S608
-        ).to_arrow_table()
-    finally:
-        connection.unregister("distinct_values")
-    texts = {}
-    for name, array in arrays.items():
-        length = len(array.dictionary)
-        codes, categories = pd.factorize(normalised[name].slice(0, length).to_numpy())
-        smallest = np.min_scalar_type(-max(len(categories), 1))
-        of_code = np.append(codes, -1).astype(smallest)  # the last is what a NULL's code, -1, takes
-        indices = array.indices.fill_null(-1).to_numpy()
-        texts[name] = pd.Categorical.from_codes(of_code[indices], categories=pd.Index(categories, dtype=object))
-    return texts
-
-
-def encoded(column: pa.ChunkedArray[Any]) -> pa.DictionaryArray[Any, Any]:
-    """The column as one array of codes and distinct values."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    array: pa.DictionaryArray[Any, Any] = column.unify_dictionaries().combine_chunks()  # type: ignore[assignment]
-    return array
+    length = 1 + max((len(array.dictionary) for array in repeated.values()), default=0)
+    nothing = pa.nulls(length, pa.string())
+    return pa.table(
+        {
+            column.name: _padded(repeated[column.name].dictionary, length) if column.name in repeated else nothing
+            for column in dataset.raw_columns
+        }
+    )
 
 
 def _padded(values: pa.Array[Any], length: int) -> pa.Array[Any]:
     import pyarrow as pa
 
-    return pa.concat_arrays([values.cast(pa.string()), pa.nulls(length - len(values), pa.string())])
+    return pa.concat_arrays([values, pa.nulls(length - len(values), pa.string())])
 
 
 def _ranges(dataset: Dataset, commodity: pd.Categorical, unit: pd.Categorical) -> Mapping[str, Any]:

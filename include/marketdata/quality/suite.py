@@ -69,15 +69,24 @@ class Suite:
         """
         import great_expectations as gx
 
+        rules = self.of(level)
         try:
-            return gx.ExpectationSuite(
-                name=f"{self.name}_{level}", expectations=[dict(rule.expectation) for rule in self.of(level)]
+            suite = gx.ExpectationSuite(
+                name=f"{self.name}_{level}", expectations=[dict(rule.expectation) for rule in rules]
             )
-        except Exception as error:  # pydantic, jsonschema and own errors, by expectation type
-            raise UsageError(
-                f"Great Expectations refuses suite {self.name}: {_first_line(error)}; no row was examined",
-                f"correct expectations/{self.name}.json",
-            ) from error
+        except Exception as error:  # pydantic's, jsonschema's and its own, by expectation type
+            raise self._refused(_first_lines(error)) from error
+        # An expectation it cannot build is left out, with no more than a log record.
+        taken = [(expectation.meta or {}).get("rule") for expectation in suite.expectations]
+        if lost := [rule for rule in rules if rule.id not in taken]:
+            raise self._refused(f"rule {lost[0].id} is not an expectation ({lost[0].expectation.get('type')})")
+        return suite
+
+    def _refused(self, why: str) -> UsageError:
+        return UsageError(
+            f"Great Expectations refuses suite {self.name}: {why}; no row was examined",
+            f"correct expectations/{self.name}.json",
+        )
 
 
 def suite_path(dataset: Dataset) -> Path:
@@ -160,6 +169,6 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _first_line(error: Exception) -> str:
+def _first_lines(error: Exception) -> str:
     lines: Sequence[str] = str(error).strip().splitlines()
     return " ".join(line.strip() for line in lines[:3]) or type(error).__name__

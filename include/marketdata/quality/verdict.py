@@ -146,7 +146,7 @@ class _Parts:
             self.missing.update(missing)
             self.unexpected.update(unexpected)
             if not missing and not unexpected:
-                yield table
+                yield table.select(contract.names).cast(contract)
 
 
 def _same(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -274,16 +274,15 @@ class _Transaction:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        from confluent_kafka import KafkaException
-
         if self._committed:
             return
         try:
-            self._producer.purge()
-            self._producer.abort_transaction(5)
-        except KafkaException as abort:
+            with self._explained("aborting"):
+                self._producer.purge()
+                self._producer.abort_transaction(5)
+        except MarketdataError as abort:
             # Fenced, or the brokers are gone: the next try's `fence`, or the time-out, aborts it.
-            log.warning("could not abort the transaction", extra={"reason": abort.args[0].str()})
+            log.warning("could not abort the transaction", extra={"reason": abort.message})
 
     def produce(self, keys: list[bytes], values: list[bytes]) -> None:
         """Queue messages; waits while the queue is full.
@@ -312,7 +311,8 @@ class _Transaction:
 
     def flush(self) -> tuple[Offsets, ...]:
         """Wait for all acknowledgements; the batch's offsets."""
-        self._producer.flush(DELIVERY_SECONDS + ANSWER_SECONDS)
+        with self._explained("delivering"):
+            self._producer.flush(DELIVERY_SECONDS + ANSWER_SECONDS)
         self._refuse_failures()
         if left := len(self._producer):
             raise unavailable(self._brokers, f"{left} messages were not acknowledged", self._why("no answer"))
@@ -328,9 +328,9 @@ class _Transaction:
             else:
                 at.append(message.offset() or 0)
 
-        with self._explained("producing the marker"):
+        with self._explained("delivering the marker of"):
             self._producer.produce(ledger, marker.to_json(), key, on_delivery=delivered)
-        self._producer.flush(DELIVERY_SECONDS + ANSWER_SECONDS)
+            self._producer.flush(DELIVERY_SECONDS + ANSWER_SECONDS)
         self._refuse_failures()
         if not at:
             raise unavailable(self._brokers, "the ledger's marker was not acknowledged", self._why("no answer"))
@@ -356,11 +356,12 @@ class _Transaction:
 
         deadline = time.monotonic() + 2 * ANSWER_SECONDS
         while True:
-            try:
-                return request()
-            except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise self._meaning(error.args[0], doing) from error
+            with self._explained(doing):
+                try:
+                    return request()
+                except KafkaException as error:
+                    if not error.args[0].retriable() or time.monotonic() > deadline:
+                        raise
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -368,8 +369,15 @@ class _Transaction:
 
         try:
             yield
-        except KafkaException as error:
-            raise self._meaning(error.args[0], doing) from error
+        except (KafkaException, SystemError) as error:
+            # The client sets the exception of a fatal error, then calls back for messages as if it had not: Python
+            # makes that a SystemError caused by the real one.
+            real: BaseException | None = error
+            while isinstance(real, SystemError):
+                real = real.__cause__
+            if not isinstance(real, KafkaException):
+                raise
+            raise self._meaning(real.args[0], doing) from error
 
     def _meaning(self, error: KafkaError, doing: str) -> MarketdataError:
         from confluent_kafka import KafkaError

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+
 from marketdata.observability.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -178,7 +179,9 @@ def test_inhibitions_name_alerts_that_exist() -> None:
     names = {rule["alert"] for _, rule in alerts()}
     for inhibition in config["inhibit_rules"]:
         matchers = inhibition["source_matchers"] + inhibition["target_matchers"]
-        named = {name for m in matchers if m.startswith("alertname") for name in re.split(r"=~?", m)[1].strip().split("|")}
+        named = {
+            name for m in matchers if m.startswith("alertname") for name in re.split(r"=~?", m)[1].strip().split("|")
+        }
         assert named <= names
 
 

@@ -35,6 +35,7 @@ def test_command_exists_and_takes_its_arguments(command: str) -> None:
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "marketdata":
         import typer.main
+
         from marketdata.tasks.cli import app
 
         node = typer.main.get_command(app)

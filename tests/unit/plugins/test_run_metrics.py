@@ -6,13 +6,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
 from marketdata import settings as settings_module
 from marketdata.observability import push
 
@@ -30,12 +31,12 @@ def plugin() -> ModuleType:
 
 
 @pytest.fixture
-def with_settings(settings_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def with_settings(settings_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def use(**overrides: Any) -> None:
         chosen = settings_for(**overrides)
         monkeypatch.setattr(settings_module, "load", lambda: chosen)
 
-    yield use
+    return use
 
 
 class Courier:

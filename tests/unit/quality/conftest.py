@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.quality import Verdict, gate
 
@@ -50,3 +53,11 @@ def judge(table_of: Callable[..., pa.Table]) -> Callable[..., Verdict]:
         return gate(COMMODITY_PRICES, iter([table_of(rows)]), **values)
 
     return over
+
+
+def use_suite(suite: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the gate read this suite instead of the project's."""
+    (folder / "expectations").mkdir()
+    text = suite if isinstance(suite, str) else json.dumps(suite)
+    (folder / "expectations" / f"{COMMODITY_PRICES.name}.json").write_text(text)
+    monkeypatch.setattr("marketdata.quality.suite.CHECKOUT", folder)

@@ -62,7 +62,8 @@ def workbook(cells: Sequence[Sequence[str | float | None]], sheet: str = "S", ra
     package = "http://schemas.openxmlformats.org/package/2006/relationships"
 
     def relation(kind: str, target: str) -> str:
-        return f'<Relationships xmlns="{package}"><Relationship Id="r" Type="{office}/{kind}" Target="{target}"/></Relationships>'
+        one = f'<Relationship Id="r" Type="{office}/{kind}" Target="{target}"/>'
+        return f'<Relationships xmlns="{package}">{one}</Relationships>'
 
     members = {
         "[Content_Types].xml": f'<Types xmlns="{package.replace("relationships", "content-types")}"/>',

@@ -21,9 +21,11 @@ from marketdata.errors import BadDataError, MarketdataError, UnavailableError, U
 from marketdata.sources.api import ApiSource, Limits
 from sources.reading import DATASET, EVER, NOW, rows
 
+pytestmark = pytest.mark.timeout(60)
+
 KEY = "sesame-4711"
 DAY = Interval(date(2020, 4, 20), date(2020, 4, 21))
-QUICK = Limits(connect_seconds=2, read_seconds=0.3, response_seconds=1, backoff_seconds=0.01)
+QUICK = Limits(connect_seconds=2, read_seconds=0.3, response_seconds=1, backoff_seconds=0.01, max_pages=50)
 DATE = "Mon, 20 Apr 2020 22:00:00 GMT"
 
 

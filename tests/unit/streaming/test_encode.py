@@ -108,7 +108,8 @@ def test_a_missing_volume_is_null_among_volumes_and_alone() -> None:
 def test_slices_join_to_the_whole_whatever_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns that repeat for a while and then don't, more rows than one slice, and a sliced chunked table."""
     many = [
-        row(record_id=f"{i:064x}", commodity=f"C{i // 1500}", run_id=f"run {i}", price=Decimal(i) / 8) for i in range(4000)
+        row(record_id=f"{i:064x}", commodity=f"C{i // 1500}", run_id=f"run {i}", price=Decimal(i) / 8)
+        for i in range(4000)
     ]
     whole = table_of(many)
     pieces = pa.concat_tables([whole.slice(0, 1777), whole.slice(1777)]).slice(3)

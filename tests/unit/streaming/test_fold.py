@@ -111,10 +111,18 @@ def test_a_missing_or_damaged_delta_stops_with_its_name(lake: Lake, tmp_path: Pa
 
 
 MARKER = Marker(
-    dataset="commodity_prices", tenant="default", batch_id="b", run_id="r", published=3, already_published=2, superseded=1,
-    revised=1, delta=(Delta("ledger/x.parquet", "0" * 64, 3),), offsets=(Offsets(0, 5, 9),),
+    dataset="commodity_prices",
+    tenant="default",
+    batch_id="b",
+    run_id="r",
+    published=3,
+    already_published=2,
+    superseded=1,
+    revised=1,
+    delta=(Delta("ledger/x.parquet", "0" * 64, 3),),
+    offsets=(Offsets(0, 5, 9),),
     published_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-)  # fmt: skip
+)
 
 
 def test_a_marker_survives_the_topic() -> None:

@@ -57,7 +57,7 @@ def test_the_value_schema_is_the_dataset_s(prices: Topic) -> None:
         (("retention.ms: -1", "retention.ms: 1000"), "retention.ms"),
         (("role: ledger", "role: legder"), "role"),
         (("replication_factor: 3", "replication_factor: 1"), "replication_factor"),
-        (("doc:", "dok:"), "dok"),
+        (("doc:", "dok:"), "'doc' is a required"),
     ],
 )
 def test_a_wrong_catalogue_is_refused_by_name(

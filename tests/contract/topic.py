@@ -1,0 +1,49 @@
+"""A topic and a ledger of their own for a test, and what is in them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from marketdata.settings import Settings
+from marketdata.streaming import topics
+from marketdata.streaming.brokers import bounds, reach
+from marketdata.streaming.consume import read_back
+
+
+def own_topic(embedded: Settings, settings_for: Callable[..., Settings], **other: Any) -> Settings:
+    """Settings with a topic nobody else uses; it and its ledger are there."""
+    settings = settings_for(
+        **{
+            "kafka_brokers": embedded.require("kafka_brokers"),
+            "postgres_dsn": embedded.require("postgres_dsn"),
+            "kafka_topic": f"prices-{uuid.uuid4().hex[:12]}",
+            **other,
+        }
+    )
+    topics.apply(settings)
+    return settings
+
+
+def held(settings: Settings) -> list[dict[str, Any]]:
+    """Every committed message of the topic."""
+    return [json.loads(value, parse_float=Decimal) for value in read_back(settings, settings.kafka_topic, 1_000_000)]
+
+
+def identities(messages: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """How often each revision of each record is there."""
+    return Counter((message["record_id"], message["content_hash"]) for message in messages)
+
+
+def ends(settings: Settings) -> list[tuple[int, int]]:
+    """First and end offset of each partition of the topic and of its ledger."""
+    cluster = reach(settings)
+    return [
+        span
+        for topic in (settings.kafka_topic, f"{settings.kafka_topic}-ledger")
+        for span in bounds(cluster, topic).values()
+    ]

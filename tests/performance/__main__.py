@@ -1,0 +1,169 @@
+"""`make bench`: every figure beside its limit, in one run; a table here, JSON in build/bench/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from marketdata import engines, settings
+from marketdata.settings import CHECKOUT
+from tests.performance import bench_load, bench_parse, bench_publish, bench_run, bench_transform, bench_validate
+
+ROWS = 1_000_000
+MEMORY_LIMIT = 2.0
+"""Peak memory at four million rows over peak memory at one million."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: ours, the limit beside it, their ratio, and what it has to be."""
+
+    name: str
+    ours: str
+    beside: str
+    ratio: float
+    target: str
+    passed: bool
+
+
+def at_least(name: str, ours: str, beside: str, ratio: float, target: float) -> Figure:
+    return Figure(name, ours, beside, round(ratio, 2), f"≥ {target}", ratio >= target)
+
+
+def at_most(name: str, ours: str, beside: str, ratio: float, target: float) -> Figure:
+    return Figure(name, ours, beside, round(ratio, 2), f"≤ {target}", ratio <= target)
+
+
+def memory(step: str, one: float, four: float) -> Figure:
+    return at_most(
+        f"{step}: memory, 1 to 4 million rows", f"{four:,.0f} MB", f"{one:,.0f} MB", four / one, MEMORY_LIMIT
+    )
+
+
+def validate() -> tuple[Any, list[Figure]]:
+    found = bench_validate.run(ROWS)
+    seconds = found["seconds"]
+    alone = min(seconds["gx_object"], seconds["gx_str"])
+    scan = f"one DuckDB scan {seconds['duckdb_scan']:.2f} s"
+    return found, [
+        at_most(
+            "validate 1 M rows against GX alone on ready pandas", f"{found['rows_per_second']:,} rows/s",
+            f"GX {alone:.2f} s, {scan}", found["ratio"], found["limit"],
+        ),
+        memory("validate", found["peak_mb"], found["peak_mb_of_four_times"]),
+    ]  # fmt: skip
+
+
+def publish() -> tuple[Any, list[Figure]]:
+    one, four = (bench_publish.run(rows, settings.load()) for rows in (ROWS, 4 * ROWS))
+    return {"one": one, "four": four}, [
+        at_least(
+            "publish 1 M rows against a bare producer loop", f"{one['publish']['rows_per_second']:,.0f} rows/s",
+            f"{one['bare']['rows_per_second']:,.0f} rows/s", one["ratio"], 0.6,
+        ),
+        memory("publish", one["publish"]["peak_megabytes"], four["publish"]["peak_megabytes"]),
+    ]  # fmt: skip
+
+
+def load() -> tuple[Any, list[Figure]]:
+    one, four = (bench_load.run(rows, settings.load()) for rows in (ROWS, 4 * ROWS))
+    return {"one": one, "four": four}, [
+        at_least(
+            "load 1 M rows against a bare pyiceberg append", f"{one['load']['rows_per_second']:,} rows/s",
+            f"{one['bare_append']['rows_per_second']:,} rows/s", one["ratio"], one["limit"],
+        ),
+        memory("load", one["load"]["peak_mb"], four["load"]["peak_mb"]),
+    ]  # fmt: skip
+
+
+def transform() -> tuple[Any, list[Figure]]:
+    one, four = (bench_transform.run(rows) for rows in (ROWS, 4 * ROWS))
+    figures = []
+    for step in ("extract", "transform"):
+        ours, four_times = one[step], four[step]
+        beside = f"{one[ours['beside']]['rows_per_second']:,} rows/s"
+        ratio = ours["rows_per_second"] / one[ours["beside"]]["rows_per_second"]
+        says = f"{step} 1 M rows against {ours['beside'].replace('_', ' ')}"
+        figures.append(at_least(says, f"{ours['rows_per_second']:,} rows/s", beside, ratio, 0))
+        figures.append(memory(step, ours["peak_mb"], four_times["peak_mb"]))
+    return {"one": one, "four": four}, figures
+
+
+def parse() -> tuple[Any, list[Figure]]:
+    found = bench_parse.run()
+    return found, [
+        at_most(f"parse {name}, after Airflow's imports", f"{seconds:.2f} s", "0.2 s", seconds / 0.2, 1.0)
+        for name, seconds in found.items()
+    ]
+
+
+def run() -> tuple[Any, list[Figure]]:
+    found = bench_run.run()
+    more = found["second_run"] - found["floor"]
+    return found, [
+        Figure(
+            "second `make run` over the same DAG with empty commands", f"{found['second_run']:.1f} s",
+            f"{found['floor']:.1f} s", round(more, 1), "≤ 8 s more", more <= 8,
+        ),
+        Figure("first `make run`, engines to start", f"{found['first_run']:.1f} s", "", 0, "printed", True),
+    ]  # fmt: skip
+
+
+BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
+    "parse": parse,
+    "transform": transform,
+    "validate": validate,
+    "publish": publish,
+    "load": load,
+    "run": run,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("only", nargs="*", choices=[*BENCHES, []], help="default: all")
+    chosen = parser.parse_args().only or list(BENCHES)
+    engines.up(settings.load(), ["kafka", "postgres"])
+    settings.load.cache_clear()
+    folder = CHECKOUT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(width=150)
+    table = Table("", "ours", "beside", "ratio", "target", "", header_style="bold", box=None)
+    failed = False
+    for name in chosen:
+        with console.status(name):
+            details, figures = BENCHES[name]()
+        (folder / f"{name}.json").write_text(json.dumps(_record(details, figures), indent=1, default=str))
+        for figure in figures:
+            failed |= not figure.passed
+            verdict = "[green]pass[/]" if figure.passed else "[red]FAIL[/]"
+            table.add_row(figure.name, figure.ours, figure.beside, f"{figure.ratio:g}", figure.target, verdict)
+    console.print(table)
+    console.print(f"JSON: {folder}")
+    return 1 if failed else 0
+
+
+def _record(details: Any, figures: list[Figure]) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=CHECKOUT)
+    return {
+        "when": datetime.now(UTC).isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        "figures": [asdict(figure) for figure in figures],
+        "details": details,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
