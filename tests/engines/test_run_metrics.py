@@ -74,7 +74,7 @@ def settings(postgres: str, gateway: str, settings_for: Callable[..., Settings])
     """Settings on empty tables and an empty gateway."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS marketdata CASCADE")
-    for dag in (DAG, "another-dag"):
+    for dag in (DAG, "another-dag", "lonely-dag"):
         requests.delete(f"{gateway}/metrics/job/{dag}", timeout=10)
     return settings_for(postgres_dsn=postgres, pushgateway_url=gateway)
 
@@ -164,10 +164,11 @@ def test_what_a_dead_gateway_refused_goes_with_the_next_run_of_any_dag(settings:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
     courier = Courier(settings.model_copy(update={"pushgateway_url": nobody}), Airflow())
-    courier.ended(outcome(state="failed"))
+    courier.ended(outcome(state="failed", dag="lonely-dag"))
     courier._gateway = gateway
-    courier.ended(outcome("other", dag="another-dag"))
-    assert counts(gateway) == (1, 0, 1)
+    courier.ended(outcome("other"))
+    assert counts(gateway) == (1, 1, 0)
+    assert counts(gateway, "lonely-dag") == (1, 0, 1)
 
 
 @contextmanager
@@ -231,31 +232,28 @@ def test_a_gateway_that_fails_every_request_changes_nothing(
     assert "they go with the next run" in caplog.text
 
 
-def test_two_processes_that_push_at_once_never_let_a_counter_fall(settings: Settings) -> None:
-    couriers = [Courier(settings, Airflow()) for _ in range(2)]
-    seen: list[float] = []
-    stop = threading.Event()
+def test_a_process_that_pushes_slowly_never_overwrites_what_a_later_one_pushed(settings: Settings) -> None:
+    slow, quick = (Courier(settings, Airflow()) for _ in range(2))
+    slow.started()
+    quick.started()
+    computed, push = threading.Event(), slow._push
 
-    def watch() -> None:
-        while not stop.is_set():
-            found = pushed(couriers[0]._gateway)
-            seen.append(found.get('batch_jobs_total{namespace="production"}', 0))
+    def dawdle(*arguments: Any, **named: Any) -> None:
+        computed.set()
+        # Nobody may push in between; whoever would is given a second to do so.
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline and counts(slow._gateway) == (0, 0, 0):
+            time.sleep(0.02)
+        push(*arguments, **named)
 
-    def report(courier: Courier, name: str) -> None:
-        for number in range(10):
-            courier.ended(outcome(f"{name}-{number}", minute=number))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    threads = [threading.Thread(target=report, args=(c, f"p{n}")) for n, c in enumerate(couriers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    wait_for(lambda: counts(couriers[0]._gateway) == (20, 20, 0), 20, "all runs to be counted")
-    stop.set()
-    watcher.join()
-    assert seen == sorted(seen)
+    slow._push = dawdle
+    thread = threading.Thread(target=slow.ended, args=(outcome("first"),))
+    thread.start()
+    assert computed.wait(5)
+    quick.ended(outcome("second", minute=1))
+    thread.join()
+    wait_for(lambda: slow._thread is None and quick._thread is None, 10, "both to end")
+    assert counts(slow._gateway) == (2, 2, 0)
 
 
 def test_a_process_killed_while_it_delivers_leaves_a_counter_that_is_right_in_the_end(settings: Settings) -> None:

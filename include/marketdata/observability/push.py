@@ -169,7 +169,7 @@ class Courier:
         with connection.transaction():
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (STATEMENT,))
             connection.execute(
-                "SELECT %s", (f"push {self._settings.tenant} {dag_id}",)
+                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"push {self._settings.tenant} {dag_id}",)
             )
             found = registry(outcomes.samples(connection, self._settings, dag_id))
             self._push(self._gateway, job=dag_id, registry=found, timeout=PUSH_SECONDS)
