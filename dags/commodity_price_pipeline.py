@@ -31,7 +31,8 @@ Example configuration: `{"start": "2019-01-01", "end": "2019-02-01", "sources": 
 
 ## When it fails
 - **bad data** (not retried): a rule of the whole dataset said stop, before anything was published or loaded. The task
-  `quality.validate` links to the report (tab *Details*). Correct the source or the suite, then clear `extract` and what follows it.
+  `quality.validate` links to the report (tab *Details*). Correct the source or the suite, then clear `extract` and
+  what follows it.
 - **wrong use** (not retried): a setting or parameter is missing or wrong; the message names it.
 - **anything else** is tried again after 60 s and 120 s. A try may run beside the one before it: the older is fenced.
 - `reconcile` runs whatever happened. It fails with the run, so that a failed run is never green.

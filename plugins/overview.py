@@ -144,7 +144,7 @@ class OverviewPlugin(AirflowPlugin):
             "href": f"{_prefix()}{PREFIX}/",
             "url_route": "marketdata",
             "destination": "nav",
-            "category": "browse",
+            "nav_top_level": True,
         }
     ]
 

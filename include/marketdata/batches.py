@@ -108,6 +108,15 @@ class Batch:
         """Address of the manifest; what XCom carries."""
         return f"{self.lake.uri}/{self.folder}/manifest.json"
 
+    def summary(self) -> dict[str, Any]:
+        """What a step tells of its batch: where it is, how many rows, and what the step counted."""
+        return {
+            "batch": self.uri,
+            "batch_id": self.manifest.batch_id,
+            "rows": self.manifest.rows,
+            **self.manifest.counts,
+        }
+
     def file_uri(self, name: str) -> str:
         return f"{self.lake.uri}/{self.folder}/{self.manifest.files[name].name}"
 
@@ -196,7 +205,9 @@ class BatchWriter:
 
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        self._parts.append(self._put(f"part-{len(self._parts):05d}", "parquet", memoryview(sink.getvalue()).cast("B"), len(table)))
+        self._parts.append(
+            self._put(f"part-{len(self._parts):05d}", "parquet", memoryview(sink.getvalue()).cast("B"), len(table))
+        )
 
     def _put(self, stem: str, suffix: str, content: Any, rows: int = 0) -> File:
         digest = hashlib.sha256(content).hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class MarketdataError(Exception):
@@ -11,14 +12,16 @@ class MarketdataError(Exception):
     Args:
         message: what was wrong and where (file, row, offset), and what was left untouched; one line.
         remedy: what to do about it; one line, may be empty.
+        result: what the step hands over although it failed, e.g. the report that says why.
     """
 
     exit_code: ClassVar[int] = 70
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str = "", result: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.result = dict(result or {})
 
     def __str__(self) -> str:
         return f"{self.message} ({self.remedy})" if self.remedy else self.message

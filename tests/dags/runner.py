@@ -22,7 +22,7 @@ def main(scenarios: dict[str, tuple[str, dict[str, Any]]]) -> None:
         green = run.run(dag.dag_id, parameters, datetime.now(UTC))
         sys.stdout.flush()
         sys.stderr.flush()
-        print(f"\nRAN {json.dumps([name, {'green': green, **left()}])}", flush=True)  # noqa: T201
+        print(f"\nRAN {json.dumps([name, {'green': green, **left()}])}", flush=True)
 
 
 def left() -> dict[str, Any]:

@@ -75,13 +75,14 @@ def run(rows: int = 1_000_000) -> dict[str, Any]:
     }
     for name, dtype in frames.items():
         steps[name] = partial(judge.ask, "row", ready.astype(dict.fromkeys(texts, dtype)))
-    best = dict.fromkeys(steps, float("inf"))
+    best, cpu = dict.fromkeys(steps, float("inf")), dict.fromkeys(steps, float("inf"))
     said: dict[str, Any] = {}
     for _ in range(ROUNDS):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             said[name] = step()
             best[name] = min(best[name], time.perf_counter() - start)
+            cpu[name] = min(cpu[name], time.process_time() - worked)
     _agree(said)
 
     peak, peak_of_four = _peak(rows), _peak(4 * rows)
@@ -91,6 +92,7 @@ def run(rows: int = 1_000_000) -> dict[str, Any]:
         "rows": rows,
         "rules": len(suite.of("row")),
         "seconds": {name: round(seconds, 3) for name, seconds in best.items()},
+        "cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu.items()},
         "rows_per_second": round(rows / best["gate"]),
         "ratio": ratio,
         "limit": LIMIT,

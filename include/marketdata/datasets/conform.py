@@ -65,7 +65,8 @@ def _typed(dataset: Dataset, column: Column, prefix: str) -> str:
     if column.decimal():
         return f"TRY_CAST({value} AS {column.type.upper()})"
     if column.type == TIMESTAMP:
-        return f"TRY_CAST({said} AS TIMESTAMPTZ)"
+        # DuckDB also takes "epoch", "infinity" and the year 22 for a moment.
+        return f"CASE WHEN {said}[1] IN ('1', '2') AND {said}[5] = '-' THEN TRY_CAST({said} AS TIMESTAMPTZ) END"
     return f"TRY_CAST({said} AS {'DATE' if column.type == DATE else 'INTEGER'})"
 
 

@@ -76,8 +76,8 @@ class EmbeddedLakehouse:
         return replace(loaded, unchanged=loaded.unchanged + len(rows) - len(once))
 
     def current(self, dataset: Dataset, keys: pa.Table, bounds: tuple[datetime, datetime] | None = None) -> pa.Table:
+        import duckdb
         import pyarrow as pa
-        import pyarrow.compute as pc
         from pyiceberg.expressions import (
             AlwaysTrue,
             And,
@@ -94,17 +94,18 @@ class EmbeddedLakehouse:
             first, last = (literal(moment.isoformat()) for moment in bounds)
             time_ = Reference(dataset.event_time)
             where = And(GreaterThanOrEqual(time_, first), LessThanOrEqual(time_, last))  # type: ignore[call-arg,arg-type]
-        wanted = keys[of.identity].combine_chunks()
         schema = pa.schema([dataset.arrow_schema().field(name) for name in of.columns])
         with self._reaching():
             table = self._find(dataset)
             if table is None:
                 return schema.empty_table()
             scan = table.scan(row_filter=where, selected_fields=of.columns)
-            found = [
-                batch.filter(pc.is_in(batch[of.identity], value_set=wanted)) for batch in scan.to_arrow_batch_reader()
-            ]
-        return pa.Table.from_batches(found).select(of.columns).cast(schema) if found else schema.empty_table()
+            with duckdb.connect() as connection:
+                connection.register("held", scan.to_arrow_batch_reader())
+                connection.register("wanted", keys.select([of.identity]))
+                semi_join = f"SELECT * FROM held SEMI JOIN wanted USING ({of.identity})"  # noqa: S608 - our own column
+                found: pa.Table = connection.sql(semi_join).to_arrow_table()
+        return found.select(of.columns).cast(schema)
 
     def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
         import duckdb

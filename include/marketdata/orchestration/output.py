@@ -35,7 +35,7 @@ def readable(line: str) -> tuple[int, str]:
         level = logging.getLevelNamesMapping()[event["level"]]
         text = str(event["message"])
     except (ValueError, KeyError, TypeError):
-        return (logging.ERROR if line.startswith("error: ") else logging.INFO), line
+        return (logging.ERROR if line.lstrip().startswith(("error: ", "fix: ")) else logging.INFO), line
     fields = [f"{name}={value}" for name, value in event.items() if name not in _CONTEXT and value is not None]
     if fields:
         text = f"{text} ({', '.join(fields)})"

@@ -116,7 +116,7 @@ class MarketdataPodOperator(KubernetesPodOperator):
         except AirflowException as error:
             if not before:
                 raise
-            raise AirflowFailException(f"{error}; the run had failed before: {before}") from error
+            raise AirflowFailException(f"{error}; the run had failed before: {before}") from None
         if before:
             if result is not None:
                 context["ti"].xcom_push("return_value", result)

@@ -119,8 +119,8 @@ def _chunk(connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, 
             columns[name] = pd.Categorical.from_codes(codes[place], categories=pd.Index(categories, dtype=object))
         else:
             words = pd.Index(["timestamp" if _is_time(column) else "number", "other", "nothing"])
-            values = said[name].view("datetime64[ns]") if _is_time(column) else said[name]
-            columns[name] = values[place]
+            typed = said[name].view("datetime64[ns]") if _is_time(column) else said[name]
+            columns[name] = typed[place]
             columns[f"{name}_said"] = pd.Categorical.from_codes(said[f"{name}_said"][place], categories=words)
             hashes[name] = said[f"{name}_hash"][place]
     if dataset.ranges:

@@ -8,7 +8,7 @@ from marketdata.datasets import Dataset
 from marketdata.settings import Settings
 from marketdata.streaming import ledger
 from marketdata.streaming.brokers import bounds, reach, read_committed
-from marketdata.streaming.fold import workspace
+from marketdata.streaming.fold import NEWEST, workspace
 from marketdata.streaming.topics import records_topic
 
 if TYPE_CHECKING:
@@ -68,12 +68,7 @@ def ledger_state(settings: Settings, dataset: Dataset, record_ids: pa.Table) -> 
     with workspace() as connection:
         connection.register("asked", record_ids.select(["record_id"]))
         connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT unhex(record_id) AS record_id FROM asked")
-        ledger.current(connection, settings, dataset, fold, only="wanted")
-        state: pa.Table = connection.sql(
-            "SELECT lower(hex(record_id)) AS record_id, lower(hex(content_hash)) AS content_hash, "
-            "make_timestamp(as_of) AT TIME ZONE 'UTC' AS as_of FROM current"
-        ).to_arrow_table()
-        return state
+        return ledger.query(connection, settings, dataset, fold, _STATE)[1]
 
 
 # Others may write between the offsets of a batch: other tenants, and whoever else may write to the topic.
@@ -82,3 +77,9 @@ SELECT value ->> '$.record_id' AS record_id, value ->> '$.content_hash' AS conte
 FROM (SELECT CASE WHEN json_valid(value) THEN CAST(value AS JSON) END AS value FROM messages)
 WHERE value ->> '$.batch_id' = ?
 """
+
+_STATE = f"""
+SELECT lower(hex(record_id)) AS record_id, lower(hex(newest.content_hash)) AS content_hash,
+    make_timestamp(newest.as_of) AT TIME ZONE 'UTC' AS as_of
+FROM (SELECT record_id, {NEWEST} AS newest FROM deltas SEMI JOIN wanted USING (record_id) GROUP BY record_id)
+"""  # noqa: S608

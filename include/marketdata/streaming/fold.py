@@ -160,13 +160,13 @@ def workspace() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def fold_into(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, files: Iterable[Delta], only: str | None = None
-) -> None:
-    """Fold deltas into table ``current`` of the connection: ``record_id``, ``content_hash`` (blobs), ``as_of`` (µs).
+NEWEST = "max({'as_of': deltas.as_of, 'content_hash': deltas.content_hash})"
+"""SQL: the fold of a group of rows of ``deltas``."""
 
-    Args:
-        only: table whose ``record_id`` restrict the fold; default: all of it.
+
+@contextmanager
+def deltas_in(connection: duckdb.DuckDBPyConnection, lake: Lake, files: Iterable[Delta]) -> Iterator[None]:
+    """Let one query of the connection read ``deltas``: the rows of all files, streamed, in no particular order.
 
     Raises:
         BadDataError: a delta is missing from the lake, or is not what its marker says.
@@ -185,14 +185,8 @@ def fold_into(
             raise
 
     connection.register("deltas", pa.RecordBatchReader.from_batches(delta_schema(), batches()))
-    semi_join = f"SEMI JOIN {only} USING (record_id)" if only else ""
     try:
-        connection.execute(
-            "CREATE OR REPLACE TEMP TABLE current AS "  # noqa: S608
-            "SELECT record_id, newest.content_hash AS content_hash, newest.as_of AS as_of FROM ("
-            "SELECT record_id, max({'as_of': as_of, 'content_hash': content_hash}) AS newest "
-            f"FROM deltas {semi_join} GROUP BY record_id)"
-        )
+        yield
     except duckdb.Error:
         if failures:
             raise failures[0] from None

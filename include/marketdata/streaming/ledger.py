@@ -14,11 +14,12 @@ from marketdata.errors import BadDataError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import snapshots
 from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, outcome, reach, read_committed
-from marketdata.streaming.fold import Fold, Marker, fold_into
+from marketdata.streaming.fold import Fold, Marker, deltas_in
 from marketdata.streaming.topics import ledger_topic
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +66,28 @@ def find(settings: Settings, fold: Fold, batch_id: str) -> tuple[int, Marker] | 
     return None
 
 
-def current(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, fold: Fold, only: str) -> Fold:
-    """Leave the fold, restricted to the records of table `only`, in table ``current``; see `fold.fold_into`.
+def query(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, fold: Fold, sql: str
+) -> tuple[Fold, pa.Table]:
+    """Answer a query about ``deltas``, the rows of the fold's files.
 
     Returns:
-        The fold that was used: `fold`, or one rebuilt from the topic where an object of its snapshot was lost.
+        The answer and the fold it is about: `fold`, or one read anew where an object of its snapshot was lost.
 
     Raises:
         BadDataError: a delta that a marker names is missing from the lake, or damaged.
     """
     lake = Lake(settings)
     try:
-        fold_into(connection, lake, fold.files, only)
+        with deltas_in(connection, lake, fold.files):
+            return fold, connection.sql(sql).to_arrow_table()
     except BadDataError as error:
         if len(fold.fresh) == len(fold.batches):
             raise
         log.warning("the ledger snapshot is damaged; reading the whole ledger", extra={"reason": error.message})
-        fold = read(settings, dataset, fold.tenant, trust_snapshot=False)
-        fold_into(connection, lake, fold.files, only)
-    return fold
+    fold = read(settings, dataset, fold.tenant, trust_snapshot=False)
+    with deltas_in(connection, lake, fold.files):
+        return fold, connection.sql(sql).to_arrow_table()
 
 
 def _topic_id(cluster: Cluster, topic: str) -> str:

@@ -172,18 +172,9 @@ def _diff(
         connection.execute("INSERT INTO batch SELECT position, record_id, content_hash, as_of FROM part")
         connection.unregister("part")
         first += len(part)
-    fold = ledger.current(connection, settings, dataset, fold, only="batch")
-    found = connection.sql(
-        f"""SELECT position, CAST(CASE
-            WHEN batch.content_hash = current.content_hash THEN {SAME}
-            WHEN (batch.as_of, batch.content_hash) > (current.as_of, current.content_hash) THEN {REVISED}
-            ELSE {OLDER} END AS TINYINT) AS outcome
-            FROM batch JOIN current USING (record_id)"""  # noqa: S608
-    ).to_arrow_reader(1_000_000)
-    for rows in found:
-        outcomes[rows["position"].to_numpy()] = rows["outcome"].to_numpy()
+    fold, found = ledger.query(connection, settings, dataset, fold, _OUTCOMES)
+    outcomes[found["position"].to_numpy()] = found["outcome"].to_numpy()
     connection.execute("DROP TABLE batch")
-    connection.execute("DROP TABLE current")
     return fold, outcomes
 
 
@@ -242,6 +233,17 @@ def _refuse_twins(batch: Batch, prefixes: NDArray[np.uint64]) -> None:
             f"{int((counts > 1).sum())} records are repeated in {batch.uri}, e.g. {example}; nothing was published",
             "transform the batch again",
         )
+
+
+# What a row is to the newest revision is what counts: it comes last in the maximum that finds that one.
+_OUTCOMES = f"""
+SELECT position, max({{'as_of': deltas.as_of, 'content_hash': deltas.content_hash, 'outcome': CAST(CASE
+    WHEN batch.content_hash = deltas.content_hash THEN {SAME}
+    WHEN batch.as_of > deltas.as_of THEN {REVISED}
+    WHEN batch.as_of = deltas.as_of AND batch.content_hash > deltas.content_hash THEN {REVISED}
+    ELSE {OLDER} END AS TINYINT)}}).outcome AS outcome
+FROM deltas JOIN batch USING (record_id) GROUP BY position
+"""  # noqa: S608
 
 
 class _Transaction:
@@ -377,7 +379,19 @@ class _Transaction:
                 real = real.__cause__
             if not isinstance(real, KafkaException):
                 raise
-            raise self._meaning(real.args[0], doing) from error
+            raise self._meaning(self._cause_of(real.args[0]), doing) from error
+
+    def _cause_of(self, error: KafkaError) -> KafkaError:
+        """What killed the producer, where all the client says is that it is dead."""
+        from confluent_kafka import KafkaError, KafkaException
+
+        if error.code() == KafkaError._FATAL:
+            try:
+                self._producer.abort_transaction(ANSWER_SECONDS)
+            except KafkaException as dead:
+                cause: KafkaError = dead.args[0]
+                return cause
+        return error
 
     def _meaning(self, error: KafkaError, doing: str) -> MarketdataError:
         from confluent_kafka import KafkaError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from marketdata.batches import ROWS_PER_PART, Lake
 from marketdata.settings import Settings
-from marketdata.streaming.fold import FORMAT, Delta, Fold, delta_schema, fold_into, workspace, write_delta
+from marketdata.streaming.fold import FORMAT, NEWEST, Delta, Fold, delta_schema, deltas_in, workspace, write_delta
 
 if TYPE_CHECKING:
     import psycopg
@@ -132,10 +132,12 @@ def _merge(lake: Lake, folder: str, files: list[Delta]) -> Iterator[Delta]:
 
     if not files:
         return
-    with workspace() as connection:
-        fold_into(connection, lake, files)
-        reader = connection.sql("FROM current ORDER BY record_id").to_arrow_reader(ROWS_PER_PART)
-        for batch in reader:
+    query = (
+        "SELECT record_id, newest.content_hash AS content_hash, newest.as_of AS as_of "  # noqa: S608
+        f"FROM (SELECT record_id, {NEWEST} AS newest FROM deltas GROUP BY record_id) ORDER BY record_id"
+    )
+    with workspace() as connection, deltas_in(connection, lake, files):
+        for batch in connection.sql(query).to_arrow_reader(ROWS_PER_PART):
             yield write_delta(lake, folder, pa.Table.from_batches([batch]).cast(delta_schema()))
 
 

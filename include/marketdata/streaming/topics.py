@@ -177,7 +177,7 @@ def apply(settings: Settings) -> list[str]:
             if difference.effect == "safe":
                 done.append(_change(cluster, difference))
     if done:
-        _await_leaders(cluster, wanted)
+        _await(cluster, wanted)
     return done
 
 
@@ -314,20 +314,21 @@ def _change(cluster: Cluster, difference: Difference) -> str:
     return says
 
 
-def _await_leaders(cluster: Cluster, wanted: list[Topic]) -> None:
+def _await(cluster: Cluster, wanted: list[Topic]) -> None:
+    """Brokers answer before every one of them knows of a change."""
     deadline = time.monotonic() + REACH_SECONDS
     while True:
-        metadata = cluster.admin.list_topics(timeout=REACH_SECONDS)
-        late = [topic.name for topic in wanted if _headless(metadata, topic.name, topic.partitions)]
+        now = replace(cluster, metadata=cluster.admin.list_topics(timeout=REACH_SECONDS))
+        late = [f"{topic.name} has no leaders" for topic in wanted if _headless(now.metadata, topic.name)]
+        late += [str(difference) for difference in _compare(now, wanted)]
         if not late:
             return
         if time.monotonic() > deadline:
-            raise UnavailableError(f"{', '.join(late)} at {cluster.brokers}: created, but without leaders so far")
+            raise UnavailableError(f"Kafka at {cluster.brokers} accepted the changes, but still: {'; '.join(late)}")
         time.sleep(0.05)
 
 
-def _headless(metadata: Any, topic: str, partitions: int = 0) -> list[int]:
-    """Partitions without a leader; all `partitions` of a topic the broker does not know yet."""
-    found = metadata.topics[topic].partitions if topic in metadata.topics else {}
-    numbers = range(max(partitions, len(found)))
-    return [number for number in numbers if number not in found or found[number].leader < 0]
+def _headless(metadata: Any, topic: str) -> list[int]:
+    """Partitions without a leader."""
+    partitions = metadata.topics[topic].partitions if topic in metadata.topics else {}
+    return [number for number, partition in partitions.items() if partition.leader < 0]

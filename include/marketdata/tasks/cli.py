@@ -22,7 +22,6 @@ from marketdata.observability import logs, runs
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
-    from marketdata.batches import Batch
     from marketdata.datasets import Dataset
 
 log = logging.getLogger("marketdata")
@@ -95,26 +94,31 @@ def _step(name: str, dataset: str, run_id: str, work: Callable[[Settings, Datase
     logs.bind(dataset=dataset, layer="batch", run_id=run_id)
     started = datetime.now()  # noqa: DTZ005 - a duration only
     with runs.recorded(loaded, dataset, run_id, name) as record:
-        record.result = work(loaded, contract)
+        try:
+            record.result = work(loaded, contract)
+        except MarketdataError as error:
+            record.result = error.result
+            _hand_over(error.result)
+            raise
     milliseconds = int((datetime.now() - started).total_seconds() * 1000)  # noqa: DTZ005
     log.info("step done", extra={"duration_ms": milliseconds, "batch_id": record.result.get("batch_id")})
     _hand_over(record.result)
 
 
 def _hand_over(result: dict[str, Any]) -> None:
+    """Give addresses and counts to XCom, or to whoever called; the run record has the tables. An empty one is none."""
+    if not result:
+        return
     target = os.environ.get("MARKETDATA_RESULT")
-    text = json.dumps(result, default=str)
+    text = json.dumps(
+        {name: value for name, value in result.items() if not isinstance(value, list | dict)}, default=str
+    )
     if target is None:
         typer.echo(text)
         return
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def _summary(batch: Batch) -> dict[str, Any]:
-    counts = {name: value for name, value in batch.manifest.counts.items() if isinstance(value, int)}
-    return {"batch": batch.uri, "batch_id": batch.manifest.batch_id, "rows": batch.manifest.rows, **counts}
 
 
 @app.command(rich_help_panel=STEPS)
@@ -145,7 +149,7 @@ def extract(
             chosen, contract, interval, lookback_days=lookback_days, run_id=run_id, attempt_of_run=attempt_of_run
         )
         details = batch.manifest.details
-        return {**_summary(batch), "start": start.date(), "fingerprints": details["fingerprints"]}
+        return {**batch.summary(), "start": start.date(), "fingerprints": details["fingerprints"]}
 
     _step("extract", dataset, run_id, extracted)
 
@@ -156,7 +160,7 @@ def validate(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
     from marketdata.tasks.validate import validate as work
 
     _step(
-        "validate", dataset, run_id, lambda loaded, contract: _summary(work(loaded, contract, Lake(loaded).open(batch)))
+        "validate", dataset, run_id, lambda loaded, contract: work(loaded, contract, Lake(loaded).open(batch)).summary()
     )
 
 
@@ -169,7 +173,7 @@ def transform(dataset: DatasetName, run_id: RunId, batch: BatchUri) -> None:
         "transform",
         dataset,
         run_id,
-        lambda loaded, contract: _summary(work(loaded, contract, Lake(loaded).open(batch))),
+        lambda loaded, contract: work(loaded, contract, Lake(loaded).open(batch)).summary(),
     )
 
 

@@ -31,6 +31,7 @@ def validate(settings: Settings, dataset: Dataset, raw: Batch) -> Batch:
         raise BadDataError(
             f"{dataset.name} {raw.manifest.interval} is refused: {says}; nothing was published or loaded",
             f"read {verdict.file_uri('report.html')}, correct the source or the suite, then clear the run",
+            verdict.summary(),
         )
     return verdict
 
@@ -39,6 +40,7 @@ def _judge(lake: Lake, dataset: Dataset, raw: Batch, batch_id: str) -> Batch:
     manifest = raw.manifest
     context = {"tenant": manifest.tenant, "batch_id": manifest.batch_id, "run_id": manifest.run_id}
     verdict = quality.gate(dataset, raw.tables(), ingested_at=manifest.created_at, context=context)
+    statistics = verdict.result.get("statistics", {})
     writer = lake.writer(dataset.name, manifest.interval, batch_id)
     writer.add(verdict.quarantined)
     writer.add_file("result.json", json.dumps(verdict.result, default=str).encode())
@@ -69,6 +71,8 @@ def _judge(lake: Lake, dataset: Dataset, raw: Batch, batch_id: str) -> Batch:
                 "rows": verdict.rows,
                 "accepted": verdict.accepted,
                 "quarantined": len(verdict.quarantined),
+                "expectations_met": statistics.get("successful_expectations", 0),
+                "expectations_broken": statistics.get("unsuccessful_expectations", 0),
                 "by_series": verdict.by_series,
                 "reasons": verdict.reasons,
             },

@@ -44,6 +44,7 @@ def test_last_words(lines: list[str], expected: str) -> None:
     [
         ("plain", (logging.INFO, "plain")),
         ("error: bad", (logging.ERROR, "error: bad")),
+        ("  fix: look", (logging.ERROR, "  fix: look")),
         ("[1, 2]", (logging.INFO, "[1, 2]")),
         ("17", (logging.INFO, "17")),
         ('{"level": "LOUD", "message": "x"}', (logging.INFO, '{"level": "LOUD", "message": "x"}')),

@@ -135,3 +135,10 @@ def test_a_silent_postgres_is_said_on_the_page(overview: ModuleType, settings_fo
     )
     assert 'role="alert">PostgreSQL is gone' in html
     assert "No run is on record" in html
+
+
+def test_strangers_do_not_see_it(overview: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    monkeypatch.setattr(overview, "gather", lambda: pytest.fail("the page was made for a stranger"))
+    assert TestClient(overview.build()).get("/").status_code == 401

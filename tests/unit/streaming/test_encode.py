@@ -22,6 +22,7 @@ INSTANT = datetime(2026, 1, 2, 3, 4, 5, 123456, tzinfo=UTC)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 instants = st.datetimes(datetime(1800, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 by_type = {
     "string": texts,
     "timestamp": instants,
@@ -32,7 +33,11 @@ by_type = {
 }
 rows = st.fixed_dictionaries(
     {
-        column.name: by_type[column.type] if column.required else st.none() | by_type[column.type]
+        column.name: digests
+        if column.name in encode.DIGESTS
+        else by_type[column.type]
+        if column.required
+        else st.none() | by_type[column.type]
         for column in COMMODITY_PRICES.columns
     }
 )

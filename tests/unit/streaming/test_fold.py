@@ -16,12 +16,13 @@ from marketdata.batches import Lake
 from marketdata.errors import BadDataError, UsageError
 from marketdata.streaming.fold import (
     FORMAT,
+    NEWEST,
     Delta,
     Marker,
     Offsets,
     delta_rows,
     delta_schema,
-    fold_into,
+    deltas_in,
     read_delta,
     workspace,
     write_delta,
@@ -40,13 +41,10 @@ def table(rows: list[Row]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=delta_schema())
 
 
-def folded(lake: Lake, files: list[Delta], only: list[bytes] | None = None) -> dict[bytes, tuple[int, bytes]]:
-    with workspace() as connection:
-        if only is not None:
-            connection.register("asked", pa.table({"record_id": pa.array(only, pa.binary())}))
-            connection.execute("CREATE TEMP TABLE wanted AS SELECT * FROM asked")
-        fold_into(connection, lake, files, "wanted" if only is not None else None)
-        rows = connection.sql("SELECT record_id, as_of, content_hash FROM current").fetchall()
+def folded(lake: Lake, files: list[Delta]) -> dict[bytes, tuple[int, bytes]]:
+    newest = f"SELECT record_id, {NEWEST} AS newest FROM deltas GROUP BY record_id"
+    with workspace() as connection, deltas_in(connection, lake, files):
+        rows = connection.sql(f"SELECT record_id, newest.as_of, newest.content_hash FROM ({newest})").fetchall()
     return {bytes(record): (as_of, bytes(content)) for record, as_of, content in rows}
 
 
@@ -66,8 +64,6 @@ def test_the_fold_is_the_maximum_whatever_the_order(lake: Lake) -> None:
         files = [write_delta(lake, "ledger", table(rows[start : start + 83])) for start in range(0, 500, 83)]
         chance.shuffle(files)
         assert folded(lake, files) == wanted
-    some = [digest(number) for number in range(0, 60, 7)]
-    assert folded(lake, files, some) == {record: wanted[record] for record in some if record in wanted}
 
 
 def test_the_same_rows_make_the_same_object(lake: Lake) -> None:
