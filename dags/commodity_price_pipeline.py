@@ -44,13 +44,23 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup, TriggerRule
+from airflow.sdk import (
+    DAG,
+    CronDataIntervalTimetable,
+    DeadlineAlert,
+    DeadlineReference,
+    Param,
+    SyncCallback,
+    TaskGroup,
+    TriggerRule,
+)
 
 from marketdata.orchestration.defaults import Tag, Tier, default_args
 from marketdata.orchestration.interval import run_interval
 from marketdata.orchestration.pod import MarketdataPodOperator
 
 DATASET = ["--dataset", "commodity_prices"]
+SOURCES = ["--sources", "{{ params.sources or '' }}"]
 
 
 def batch_of(task_id: str) -> list[str]:
@@ -69,6 +79,12 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=1),
+    # Told while the run can still be helped.
+    deadline=DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(minutes=30),
+        callback=SyncCallback("slack_alerts.deadline_missed"),
+    ),
     default_args=default_args(app="commodity-pipeline", tier=Tier.CRITICAL, owner="market-data"),
     tags=[Tag.BATCH, Tag.COMMODITIES, Tag.KAFKA, Tag.ICEBERG, Tag.TIER_CRITICAL],
     user_defined_macros={"run_interval": run_interval},
@@ -102,7 +118,7 @@ with DAG(
 ) as dag:
     preflight = MarketdataPodOperator(
         task_id="preflight",
-        command=["preflight", *DATASET],
+        command=["preflight", *DATASET, *SOURCES],
         doc_md="Reaches every engine and checks the topic before anything is read.",
     )
     extract = MarketdataPodOperator(
@@ -119,8 +135,7 @@ with DAG(
             # A retry finds its own output; a run that was cleared asks the source anew.
             "--attempt-of-run",
             "{{ dag_run.clear_number or 0 }}",
-            "--sources",
-            "{{ params.sources or '' }}",
+            *SOURCES,
         ],
         doc_md="Reads the sources for the run's days. Raw means raw: text, with file and row.",
     )

@@ -536,3 +536,18 @@ def test_each_part_has_its_delta_and_a_part_without_change_none(settings: Settin
     published = run(settings, *days(60, batch="b2", as_of=LATE), parts=6)
     assert counts(published) == (50, 10, 0)
     assert [delta.rows for delta in published.delta] == [10] * 5
+
+
+def test_people_read_what_is_committed_and_do_not_wait_for_what_is_not(settings: Settings) -> None:
+    from confluent_kafka import Producer
+
+    run(settings, *days(5))
+    producer = Producer(producer_settings(settings, f"{settings.kafka_topic}.stranger", []))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(settings.kafka_topic, b"not committed", b"Oil")
+    producer.flush(30)
+    assert len(held(settings)) == 5
+    assert len(read_back(settings, settings.kafka_topic, 3)) == 3
+    assert len(records_of(settings, COMMODITY_PRICES, "b1")) == 5
+    producer.abort_transaction(30)

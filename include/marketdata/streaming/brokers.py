@@ -97,11 +97,8 @@ def outcome(future: Future[T], cluster: Cluster, doing: str) -> T:
         raise unavailable(cluster.brokers, f"{doing} failed", "no answer in time") from None
 
 
-def bounds(cluster: Cluster, topic: str, committed_only: bool = False) -> dict[int, tuple[int, int]]:
-    """First offset and end (exclusive) of every partition of a topic.
-
-    Args:
-        committed_only: the end is where readers of committed messages stop: before the first open transaction.
+def bounds(cluster: Cluster, topic: str) -> dict[int, tuple[int, int]]:
+    """First offset and end (exclusive) of every partition of a topic, open transactions included.
 
     Raises:
         UsageError: there is no such topic.
@@ -111,26 +108,29 @@ def bounds(cluster: Cluster, topic: str, committed_only: bool = False) -> dict[i
 
     if topic not in cluster.metadata.topics:
         raise UsageError(f"topic {topic} does not exist on {cluster.brokers}", "create it: marketdata topics apply")
-    level = IsolationLevel.READ_COMMITTED if committed_only else IsolationLevel.READ_UNCOMMITTED
     found = []
     for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]
         wanted = {TopicPartition(topic, number): spec for number in cluster.metadata.topics[topic].partitions}
-        futures = cluster.admin.list_offsets(wanted, isolation_level=level, request_timeout=REACH_SECONDS)
-        found.append(
-            {
-                at.partition: outcome(future, cluster, f"asking {topic} for its offsets").offset
-                for at, future in futures.items()
-            }
+        futures = cluster.admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REACH_SECONDS
         )
+        doing = f"asking {topic} for its offsets"
+        found.append({at.partition: outcome(future, cluster, doing).offset for at, future in futures.items()})
     first, end = found
     return {number: (first[number], end[number]) for number in sorted(first)}
 
 
-def read_committed(settings: Settings, topic: str, spans: Mapping[int, tuple[int, int]]) -> Iterator[list[Message]]:
+def read_committed(
+    settings: Settings, topic: str, spans: Mapping[int, tuple[int, int]], patience: float | None = None
+) -> Iterator[list[Message]]:
     """Committed messages of offsets [first, end) of each partition, as they come.
 
+    Args:
+        patience: seconds to wait for a transaction that is open; default: `OPEN_TRANSACTION_SECONDS`. A transaction
+            counts as open for some milliseconds after its producer has been told that it is committed.
+
     Raises:
-        TryLaterError: an open transaction hides part of them for longer than `OPEN_TRANSACTION_SECONDS`.
+        TryLaterError: an open transaction hides part of them for longer.
         UnavailableError: the brokers are gone, or the messages are (retention).
     """
     from confluent_kafka import KafkaError, TopicPartition
@@ -170,21 +170,18 @@ def read_committed(settings: Settings, topic: str, spans: Mapping[int, tuple[int
             if wanted:
                 yield wanted
                 progress = time.monotonic()
-            _refuse_to_wait(brokers, topic, time.monotonic() - progress, bool(waiting & pending.keys()), said)
+            seconds = time.monotonic() - progress
+            if not waiting & pending.keys() and seconds > STALL_SECONDS:
+                why = said[-1] if said else "no answer"
+                raise unavailable(brokers, f"reading {topic} made no progress for {seconds:.0f} s", why)
+            if seconds > (OPEN_TRANSACTION_SECONDS if patience is None else patience) and waiting & pending.keys():
+                raise TryLaterError(
+                    f"an open transaction on {topic} at {brokers} has hidden its end for {seconds:.0f} s; nothing was "
+                    "changed",
+                    "try again when that transaction has been committed, or has timed out",
+                )
     finally:
         consumer.close()
-
-
-def _refuse_to_wait(brokers: str, topic: str, seconds: float, transaction_is_open: bool, said: list[str]) -> None:
-    if transaction_is_open and seconds > OPEN_TRANSACTION_SECONDS:
-        raise TryLaterError(
-            f"an open transaction on {topic} at {brokers} has hidden its end for {seconds:.0f} s; nothing was changed",
-            "try again when that transaction has been committed, or has timed out",
-        )
-    if not transaction_is_open and seconds > STALL_SECONDS:
-        raise unavailable(
-            brokers, f"reading {topic} made no progress for {seconds:.0f} s", said[-1] if said else "no answer"
-        )
 
 
 def _unreadable(brokers: str, topic: str, message: Message, error: KafkaError | None) -> UnavailableError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from marketdata.datasets import Dataset
+from marketdata.errors import TryLaterError
 from marketdata.settings import Settings
 from marketdata.streaming import ledger
 from marketdata.streaming.brokers import bounds, reach, read_committed
@@ -13,6 +15,11 @@ from marketdata.streaming.topics import records_topic
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 2.0
+"""How long people wait for a transaction that may just be ending."""
 
 
 def read_back(settings: Settings, topic: str, limit: int) -> list[bytes]:
@@ -23,11 +30,14 @@ def read_back(settings: Settings, topic: str, limit: int) -> list[bytes]:
         UnavailableError: the brokers are gone.
     """
     found: list[bytes] = []
-    for number, span in bounds(reach(settings), topic, committed_only=True).items():
-        for messages in read_committed(settings, topic, {number: span}):
-            found += [value for message in messages if (value := message.value()) is not None]
-            if len(found) >= limit:
-                return found[:limit]
+    for number, span in bounds(reach(settings), topic).items():
+        try:
+            for messages in read_committed(settings, topic, {number: span}, patience=PATIENCE_SECONDS):
+                found += [value for message in messages if (value := message.value()) is not None]
+                if len(found) >= limit:
+                    return found[:limit]
+        except TryLaterError:
+            log.info("an open transaction hides the end of a partition", extra={"topic": topic, "partition": number})
     return found
 
 

@@ -11,6 +11,7 @@ from marketdata import engines
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.tasks.screen import console
+from marketdata.tasks.turns import turn
 
 
 def backfill(settings: Settings, start: date, end: date, reprocess: str) -> int:
@@ -20,7 +21,7 @@ def backfill(settings: Settings, start: date, end: date, reprocess: str) -> int:
         0 where every run succeeded.
     """
     screen = console()
-    with screen.status("starting the engines") as status:
+    with turn(settings, screen), screen.status("starting the engines") as status:
         settings = engines.up(settings, ["kafka", "postgres", "airflow"], say=status.update)
         topics.apply(settings)
     command = [sys.executable, "-m", "marketdata.orchestration.backfill"]

@@ -77,6 +77,7 @@ class Format(StrEnum):
 DatasetName = Annotated[str, typer.Option("--dataset", help="Dataset, e.g. commodity_prices.")]
 BatchUri = Annotated[str, typer.Option("--batch", help="Manifest URI of the batch the step before handed over.")]
 RunId = Annotated[str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Airflow run id.")]
+Sources = Annotated[str, typer.Option(help="Sources, separated by commas; default: MARKETDATA_SOURCES.")]
 DAYS = ["%Y-%m-%d"]
 
 
@@ -105,6 +106,10 @@ def _step(name: str, dataset: str, run_id: str, work: Callable[[Settings, Datase
     _hand_over(record.result)
 
 
+def _choosing(loaded: Settings, sources: str) -> Settings:
+    return loaded.model_copy(update={"marketdata_sources": sources}) if sources else loaded
+
+
 def _hand_over(result: dict[str, Any]) -> None:
     """Give addresses and counts to XCom, or to whoever called; the run record has the tables. An empty one is none."""
     if not result:
@@ -122,11 +127,11 @@ def _hand_over(result: dict[str, Any]) -> None:
 
 
 @app.command(rich_help_panel=STEPS)
-def preflight(dataset: DatasetName, run_id: RunId) -> None:
+def preflight(dataset: DatasetName, run_id: RunId, sources: Sources = "") -> None:
     """Reach every engine and check the topic, before anything is read."""
     from marketdata.tasks.preflight import preflight as work
 
-    _step("preflight", dataset, run_id, work)
+    _step("preflight", dataset, run_id, lambda loaded, contract: work(_choosing(loaded, sources), contract))
 
 
 @app.command(rich_help_panel=STEPS)
@@ -137,16 +142,20 @@ def extract(
     end: Annotated[datetime, typer.Option(formats=DAYS, help="Day after the last one.")],
     lookback_days: Annotated[int, typer.Option(min=0, help="Days before the interval to ask for revisions.")] = 0,
     attempt_of_run: Annotated[int, typer.Option(min=0, help="How often the run was cleared.")] = 0,
-    sources: Annotated[str, typer.Option(help="Sources, separated by commas; default: MARKETDATA_SOURCES.")] = "",
+    sources: Sources = "",
 ) -> None:
     """Read the sources for the days [start, end) into a raw batch."""
     from marketdata.tasks.extract import extract as work
 
     def extracted(loaded: Settings, contract: Dataset) -> dict[str, Any]:
-        chosen = loaded.model_copy(update={"marketdata_sources": sources}) if sources else loaded
         interval = Interval(start.date(), end.date())
         batch = work(
-            chosen, contract, interval, lookback_days=lookback_days, run_id=run_id, attempt_of_run=attempt_of_run
+            _choosing(loaded, sources),
+            contract,
+            interval,
+            lookback_days=lookback_days,
+            run_id=run_id,
+            attempt_of_run=attempt_of_run,
         )
         details = batch.manifest.details
         return {**batch.summary(), "start": start.date(), "fingerprints": details["fingerprints"]}

@@ -9,6 +9,7 @@ from marketdata import engines
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.tasks.screen import console
+from marketdata.tasks.turns import turn
 
 _STYLES = {"running": "green", "dead": "red", "stopped": "dim"}
 
@@ -17,9 +18,9 @@ def up(settings: Settings, *, airflow: bool) -> None:
     """Start what is not running, create the topics, and say where everything is."""
     screen = console()
     names = ["kafka", "postgres", "airflow"] if airflow else ["kafka", "postgres"]
-    with screen.status("starting the engines") as status:
+    with turn(settings, screen), screen.status("starting the engines") as status:
         running = engines.up(settings, names, say=status.update)
-    topics.apply(running)
+        topics.apply(running)
     _list(running, screen)
 
 

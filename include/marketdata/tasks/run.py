@@ -7,14 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 
@@ -28,14 +25,13 @@ from marketdata.sources import open_sources
 from marketdata.streaming import topics
 from marketdata.tasks.runs import series_table, steps_table, summary_of
 from marketdata.tasks.screen import console
+from marketdata.tasks.turns import LONGEST_SECONDS, turn
 
 HISTORY_START = date(1800, 1, 1)
 """Before the first day of every source."""
 
 LOOKBACK_DAYS = 30
 POLL_SECONDS = 0.2
-LONGEST_SECONDS = 3700
-"""A little more than the run's own limit of an hour."""
 
 
 def run(settings: Settings, dataset: Dataset, start: date | None, end: date | None) -> int:
@@ -46,7 +42,7 @@ def run(settings: Settings, dataset: Dataset, start: date | None, end: date | No
     """
     screen = console()
     sources = open_sources(settings, dataset)
-    with _one_at_a_time(settings, screen):
+    with turn(settings, screen):
         with screen.status("starting the engines") as status:
             settings = engines.up(settings, ["kafka", "postgres"], say=status.update)
             topics.apply(settings)
@@ -171,19 +167,3 @@ def _write_json(settings: Settings, run_id: str, conf: dict[str, Any], steps: li
     target = settings.marketdata_home / "run.json"
     target.with_suffix(".tmp").write_text(json.dumps(content, default=str, indent=1))
     target.with_suffix(".tmp").replace(target)
-
-
-@contextmanager
-def _one_at_a_time(settings: Settings, screen: Console) -> Iterator[None]:
-    """A second `marketdata run` waits for the first, and then most likely finds nothing new."""
-    settings.marketdata_home.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(settings.marketdata_home / "run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        screen.print("another run is under way here; waiting for it to end")
-        lock.acquire(timeout=LONGEST_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
