@@ -16,9 +16,9 @@ from typing import Any
 
 import psycopg
 import pytest
-
 from contract.prices import EARLY, LATE, batch_of, price, table
 from contract.topic import ends, held, identities, own_topic
+
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import BadDataError, TryLaterError, UnavailableError, UsageError

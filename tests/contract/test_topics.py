@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
 from contract.topic import own_topic
+
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings

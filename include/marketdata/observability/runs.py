@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from marketdata.errors import MarketdataError, UnavailableError
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ CREATE TABLE IF NOT EXISTS marketdata.run_steps (
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz,
     result jsonb NOT NULL DEFAULT '{}',
-    error text
+    error text,
+    exit_code int
 );
 CREATE INDEX IF NOT EXISTS run_steps_run ON marketdata.run_steps (tenant, dataset, run_id);
 """
@@ -49,6 +51,7 @@ class Step:
     finished_at: datetime | None
     result: dict[str, Any]
     error: str | None
+    exit_code: int | None
 
     @property
     def seconds(self) -> float | None:
@@ -73,21 +76,22 @@ def recorded(settings: Settings, dataset: str, run_id: str, step: str) -> Iterat
         (settings.tenant, dataset, run_id, step),
     )
     finish = (
-        "UPDATE marketdata.run_steps SET state = %s, finished_at = clock_timestamp(), result = %s, error = %s "
-        "WHERE id = %s RETURNING id"
+        "UPDATE marketdata.run_steps "
+        "SET state = %s, finished_at = clock_timestamp(), result = %s, error = %s, exit_code = %s WHERE id = %s RETURNING id"
     )
     try:
         yield record
     except BaseException as error:
         if row:
+            code = error.exit_code if isinstance(error, MarketdataError) else MarketdataError.exit_code
             _attempt(
                 settings,
                 finish,
-                ("failed", json.dumps(record.result, default=str), str(error) or type(error).__name__, row[0]),
+                ("failed", json.dumps(record.result, default=str), str(error) or type(error).__name__, code, row[0]),
             )
         raise
     if row:
-        _attempt(settings, finish, ("done", json.dumps(record.result, default=str), None, row[0]))
+        _attempt(settings, finish, ("done", json.dumps(record.result, default=str), None, 0, row[0]))
 
 
 def steps(settings: Settings, dataset: str, run_id: str) -> list[Step]:
@@ -99,7 +103,7 @@ def steps(settings: Settings, dataset: str, run_id: str) -> list[Step]:
 def steps_of(connection: psycopg.Connection[Any], tenant: str, dataset: str, run_id: str) -> list[Step]:
     """The same over a connection that is open; the table has to exist."""
     rows = connection.execute(
-        "SELECT DISTINCT ON (step) run_id, step, state, started_at, finished_at, result, error "
+        "SELECT DISTINCT ON (step) run_id, step, state, started_at, finished_at, result, error, exit_code "
         "FROM marketdata.run_steps WHERE tenant = %s AND dataset = %s AND run_id = %s ORDER BY step, id DESC",
         (tenant, dataset, run_id),
     ).fetchall()
@@ -119,8 +123,6 @@ def latest(settings: Settings, dataset: str, limit: int) -> list[list[Step]]:
 
 def _connect(settings: Settings) -> psycopg.Connection[Any]:
     import psycopg
-
-    from marketdata.errors import UnavailableError
 
     try:
         connection = psycopg.connect(settings.require("postgres_dsn"), autocommit=True, connect_timeout=5)

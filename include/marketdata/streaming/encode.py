@@ -3,8 +3,8 @@
 A value's text is the one that entered the content hash: a price keeps all digits of its scale (``2000.500000``), a time
 is ``2020-04-20T00:00:00.000000Z``. So a consumer can check a record's hash from the message alone.
 
-Each column becomes text once per distinct value (DuckDB knows JSON's escapes and prints decimals exactly), columns are
-joined by Arrow. No Python object is made per value, only the bytes of each message at the end.
+Each column becomes text once per distinct value and columns are joined by Arrow; DuckDB prints numbers exactly. No
+Python object is made per value, only the bytes of each message at the end.
 """
 
 from __future__ import annotations
@@ -42,10 +42,16 @@ def messages(
     import pyarrow as pa
 
     pieces = _pieces(connection, dataset, rows)
-    keys = rows[dataset.message_key].combine_chunks().cast(pa.binary())
+    keys = _coded(rows[dataset.message_key])
     for first in range(0, len(rows), ROWS_AT_ONCE):
         values = _join(*(piece.slice(first, ROWS_AT_ONCE) for piece in pieces)).cast(pa.binary())
-        yield cast("list[bytes]", keys.slice(first, ROWS_AT_ONCE).to_pylist()), cast("list[bytes]", values.to_pylist())
+        key = keys.slice(first, ROWS_AT_ONCE).dictionary_decode().cast(pa.binary())
+        yield cast("list[bytes]", key.to_pylist()), cast("list[bytes]", values.to_pylist())
+
+
+def repeats(column: Column) -> bool:
+    """A column of texts that are few in many rows."""
+    return column.type == TEXT and column.name not in DIGESTS
 
 
 class _Repeated:
@@ -73,39 +79,56 @@ def _pieces(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, rows: pa.Table
 ) -> list[pa.Array[Any] | _Repeated | _Constant]:
     """Columns of text which, joined row by row, are the messages."""
-    import pyarrow.compute as pc
-
     pieces: list[pa.Array[Any] | _Repeated | _Constant] = []
     literal = "{"
     for number, column in enumerate(dataset.columns):
         literal += f"{',' if number else ''}{json.dumps(column.message_name)}:"
-        values = rows[column.name].combine_chunks()
         if column.name in DIGESTS:
-            pieces += [_Constant(literal + '"'), values]
+            pieces += [_Constant(literal + '"'), rows[column.name].combine_chunks()]
             literal = '"'
-            continue
-        sample = values.slice(0, _SAMPLE)
-        if pc.count_distinct(sample, mode="all").as_py() * 2 > len(sample) > 1:
-            pieces += [_Constant(literal), _texts(connection, column, values)]
-            literal = ""
-            continue
-        coded = values.dictionary_encode(null_encoding="encode")
-        texts = _texts(connection, column, coded.dictionary)
-        if len(texts) == 1 and number:  # the first column stays a column: it says how many messages there are
-            literal += texts[0].as_py()
+        elif repeats(column) or _few(rows[column.name]):
+            coded = _coded(rows[column.name])
+            texts = _texts(connection, column, coded.dictionary)
+            if len(texts) == 1 and number:  # the first column stays a column: it says how many messages there are
+                literal += texts[0].as_py()
+            else:
+                pieces.append(_Repeated(_join(literal, texts), coded.indices))
+                literal = ""
         else:
-            pieces.append(_Repeated(_join(literal, texts), coded.indices))
+            pieces += [_Constant(literal), _texts(connection, column, rows[column.name].combine_chunks())]
             literal = ""
     return [*pieces, _Constant(literal + "}")]
+
+
+def _few(values: pa.ChunkedArray[Any]) -> bool:
+    """Few distinct values, by a sample."""
+    import pyarrow.compute as pc
+
+    sample = values.slice(0, _SAMPLE)
+    return len(sample) < 2 or pc.count_distinct(sample, mode="all").as_py() * 2 <= len(sample)
+
+
+def _coded(values: pa.ChunkedArray[Any]) -> pa.DictionaryArray[Any, Any]:
+    """Dictionary-encoded, NULL being a value like any other."""
+    import pyarrow as pa
+
+    together: pa.Array[Any] = values.combine_chunks()
+    if isinstance(together, pa.DictionaryArray):
+        if not together.null_count:
+            return together
+        together = together.dictionary_decode()
+    return together.dictionary_encode(null_encoding="encode")
 
 
 def _texts(connection: duckdb.DuckDBPyConnection, column: Column, values: pa.Array[Any]) -> pa.Array[Any]:
     """JSON text of each value of a column."""
     import pyarrow as pa
 
+    if column.type == TEXT:
+        return pa.array([json.dumps(value, ensure_ascii=False) for value in values.to_pylist()], pa.string())
     text = canonical(column)
-    if column.type in (TEXT, TIMESTAMP, DATE):
-        text = f"CAST(to_json({text}) AS VARCHAR)"
+    if column.type in (TIMESTAMP, DATE):
+        text = f"concat('\"', {text}, '\"')"
     connection.register("encoded", pa.table({column.name: values}))
     query = f"SELECT CASE WHEN {column.name} IS NULL THEN 'null' ELSE {text} END AS text FROM encoded"  # noqa: S608
     texts: pa.Array[Any] = connection.sql(query).to_arrow_table()["text"].combine_chunks()

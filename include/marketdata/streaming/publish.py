@@ -25,7 +25,7 @@ from marketdata.errors import BadDataError, MarketdataError, TryLaterError, Unav
 from marketdata.settings import Settings
 from marketdata.streaming import ledger, snapshots
 from marketdata.streaming.brokers import bounds, connection, reach, unavailable
-from marketdata.streaming.encode import messages
+from marketdata.streaming.encode import messages, repeats
 from marketdata.streaming.fold import Delta, Fold, Marker, Offsets, delta_rows, workspace, write_delta
 from marketdata.streaming.topics import ledger_topic, records_topic
 
@@ -196,7 +196,7 @@ def _send(
     if not changes.any():
         return ()
     first = 0
-    for part in batch.tables():
+    for part in batch.tables(coded=[column.name for column in dataset.columns if repeats(column)]):
         changed = changes[first : first + len(part)]
         first += len(part)
         if not changed.any():

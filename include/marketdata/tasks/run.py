@@ -129,7 +129,7 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
         says = f"{failed.step}: {failed.error}" if failed else "Airflow could not run the DAG"
         screen.print(f"[red bold]the run failed[/]  {says}", soft_wrap=True)
         screen.print(f"log: {log}", soft_wrap=True)
-        return code or MarketdataError.exit_code
+        return (failed and failed.exit_code) or MarketdataError.exit_code
     if summary["extracted"] == 0:
         screen.print("[green bold]nothing new[/]: the sources have no data for these days")
     elif summary["published"] == summary["loaded"] == 0:

@@ -53,7 +53,7 @@ def steps(
         start = at + timedelta(seconds=number)
         error = "postgresql://etl:hunter2@db <script>alert(1)</script> is refused" if state == "failed" else None
         end = None if state == "running" else start + timedelta(seconds=1)
-        made.append(Step(run_id, name, state, start, end, results.get(name, {}), error))
+        made.append(Step(run_id, name, state, start, end, results.get(name, {}), error, None))
     return made
 
 
