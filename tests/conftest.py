@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 MARKERS = ("unit", "dags", "contract", "engines", "integration", "faults")
+
+NO_SHARED_DATA = "no shared data folder beside the checkout"
 
 os.environ.setdefault("AIRFLOW_HOME", str(ROOT / "build" / "tests" / "airflow"))
 
@@ -29,11 +33,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(folder)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """In CI a test that could have run and did not is a failure: nothing passes by being skipped."""
+    if not os.environ.get("CI"):
+        return
+    skipped = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])}
+    if unexpected := sorted(reason for reason in skipped if not _may_skip(reason)):
+        terminalreporter.section("skipped in CI without need", red=True)
+        for reason in unexpected:
+            terminalreporter.line(reason)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _may_skip(reason: str) -> bool:
+    return NO_SHARED_DATA in reason and not SHARED.is_dir()
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real public data; the tests that read it are skipped where it is not there."""
     if not SHARED.is_dir():
-        pytest.skip("no shared data folder beside the checkout")
+        pytest.skip(NO_SHARED_DATA)
     return SHARED
 
 
@@ -53,12 +74,29 @@ def settings_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def new_home() -> Iterator[Callable[[str], Path]]:
+    """Makes folders for engines to live in, removed at the end.
+
+    They lie outside pytest's own temporary folder, which another session may close to PostgreSQL's account.
+    """
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix=f"marketdata-{name}-")))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def embedded(new_home: Callable[[str], Path]) -> Iterator[Any]:
     """Settings of embedded engines that run for this session: real Kafka, real PostgreSQL, a lake on disk."""
     from marketdata import engines
     from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 
-    home = tmp_path_factory.mktemp("home")
+    home = new_home("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARKETDATA_HOME", str(home))
         patch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))

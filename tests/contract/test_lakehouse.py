@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from contract.prices import EARLY, LATE, batch_of, price, refused, table
 from marketdata.datasets import COMMODITY_PRICES, Column, quarantine
 from marketdata.errors import BadDataError, UnavailableError, UsageError
 from marketdata.lakehouse import Lakehouse, Loaded, open_lakehouse
 from marketdata.settings import Settings
+from tests.contract.prices import EARLY, LATE, batch_of, price, refused, table
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from contract.prices import EARLY, LATE, batch_of, price, table
-from contract.topic import ends, held, identities, own_topic
 
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
@@ -28,6 +26,8 @@ from marketdata.streaming import publish as publishing
 from marketdata.streaming.brokers import outcome, reach
 from marketdata.streaming.consume import ledger_state, read_back, records_of
 from marketdata.streaming.publish import Published, producer_settings, publish
+from tests.contract.prices import EARLY, LATE, batch_of, price, table
+from tests.contract.topic import ends, held, identities, own_topic
 
 
 @pytest.fixture

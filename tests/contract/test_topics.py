@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from contract.topic import own_topic
 
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.streaming.brokers import outcome, reach
+from tests.contract.topic import own_topic
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk import DAG
-from fake_marketdata import clean_settings, fake
+
+from tests.fake_marketdata import clean_settings, fake
 
 __all__ = ["clean_settings", "fake"]
 

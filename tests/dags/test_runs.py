@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_marketdata import Fake
+
+from tests.fake_marketdata import Fake
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).parent / "runner.py"

@@ -1,6 +1,6 @@
 """Real engines for tests, each started once a session and only when asked for.
 
-Other folders import what they need: ``from engines.conftest import s3, trino, trino_s3, trino_server  # noqa: F401``.
+Other folders import what they need, e.g. ``from tests.engines.conftest import s3, trino, trino_server  # noqa: F401``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engines.s3proxy import S3, s3proxy
-from engines.trino import Lake
-from engines.trino import trino as run_trino
 from marketdata.settings import Settings
+from tests.engines.s3proxy import S3, s3proxy
+from tests.engines.trino import Lake
+from tests.engines.trino import trino as run_trino
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.jvm import server
 from marketdata.engines import jars
 from marketdata.engines.process import free_port
+from tests.engines.jvm import server
 
 VERSION = "4.1.0"
 JAR = (

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import test_lakehouse
-from contract.prices import LATE, batch_of, price
-from contract.test_lakehouse import contents, counts, new_schema
 
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import UsageError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.lakehouse import trino as through_trino
 from marketdata.settings import Settings
+from tests.contract import test_lakehouse
+from tests.contract.prices import LATE, batch_of, price
+from tests.contract.test_lakehouse import contents, counts, new_schema
 
 WRITERS = ["trino", "trino_s3", "pyiceberg_s3"]
 

@@ -21,11 +21,11 @@ import psycopg
 import pytest
 import requests
 
-from engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require, wait_for
 from marketdata import engines
 from marketdata import settings as settings_module
 from marketdata.observability.runs import recorded
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from tests.engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require, wait_for
 
 DAG = "commodity-price-pipeline"
 HOLD = "2s"
@@ -35,10 +35,10 @@ BOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def settings(new_home: Callable[[str], Path]) -> Iterator[Settings]:
     """Engines of this module's own, with Airflow."""
     require("prometheus", "prometheus-pushgateway", "prometheus-alertmanager", "prometheus-blackbox-exporter")
-    home = tmp_path_factory.mktemp("monitored")
+    home = new_home("monitored")
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(name.upper(), raising=False)

@@ -19,12 +19,12 @@ import psycopg
 import pytest
 import requests
 
-from engines.monitoring import pushgateway, wait_for
 from marketdata import engines
 from marketdata.observability import outcomes
 from marketdata.observability.outcomes import Outcome
 from marketdata.observability.push import BUDGET_SECONDS, Courier
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from tests.engines.monitoring import pushgateway, wait_for
 
 DAG = "commodity-price-pipeline"
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
@@ -50,9 +50,9 @@ class Airflow:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres(new_home: Callable[[str], Path]) -> Iterator[str]:
     """A PostgreSQL of this folder's own."""
-    home = tmp_path_factory.mktemp("metrics-home")
+    home = new_home("metrics-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARKETDATA_HOME", str(home))
         patch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from engines.jvm import server
-from engines.s3proxy import S3
 from marketdata.engines import jars
 from marketdata.engines.process import free_port
+from tests.engines.jvm import server
+from tests.engines.s3proxy import S3
 
 VERSION = "476"
 SERVER = (

@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.integration.conftest import Laptop
+from tests.laptop import Laptop
 
 DEADLINE_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
-def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
+def laptop(new_home: Callable[[str], Path]) -> Iterator[Laptop]:
     """A laptop with Airflow up. What a killed task waits before its next try is no part of the test."""
     machine = Laptop(
-        tmp_path_factory.mktemp("laptop"),
+        new_home("laptop"),
         {
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",

@@ -6,15 +6,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from engines.installation import FINAL, Installation, installation, until
-from engines.slack import Posted, Slack, slack_server
+
+from tests.engines.installation import FINAL, Installation, installation, until
+from tests.engines.slack import Posted, Slack, slack_server
 
 pytest.importorskip("airflow.providers.slack", reason="the Slack provider is not installed")
 
@@ -23,11 +24,11 @@ HELD = ("sigterm", "runner_killed", "supervisor_killed", "task_marked", "run_mar
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres(new_home: Callable[[str], Path]) -> Iterator[Any]:
     from marketdata import engines
     from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 
-    home = tmp_path_factory.mktemp("matrix")
+    home = new_home("matrix")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARKETDATA_HOME", str(home))
         patch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contract.prices import LATE, batch_of, price, table
-from contract.test_lakehouse import by_record, contents, counts, new_schema
 
 from marketdata import engines
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import UnavailableError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from tests.contract.prices import LATE, batch_of, price, table
+from tests.contract.test_lakehouse import by_record, contents, counts, new_schema
 
 LOAD_AND_DIE = """
 import os, signal, sys

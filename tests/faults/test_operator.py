@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_marketdata import Fake, fake, pod_of
 from kubernetes.client import models as k8s
 
 from marketdata.orchestration.local import GRACE_SECONDS, LocalContainer
+from tests.fake_marketdata import Fake, fake, pod_of
 
 __all__ = ["fake", "pod_of"]
 

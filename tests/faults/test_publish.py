@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from contract.prices import LATE, batch_of, price
-from contract.topic import held, identities, own_topic
 
 from marketdata import engines
 from marketdata.datasets import COMMODITY_PRICES
@@ -24,6 +22,8 @@ from marketdata.streaming import brokers, snapshots, topics
 from marketdata.streaming import publish as publishing
 from marketdata.streaming.consume import ledger_state, records_of
 from marketdata.streaming.publish import publish
+from tests.contract.prices import LATE, batch_of, price
+from tests.contract.topic import held, identities, own_topic
 
 PUBLISH_AND_DIE = """
 import os, signal, sys

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engines.chromium import BINARY, Browser, chromium
-from engines.installation import Installation, until
 
 from marketdata.observability import runs
 from marketdata.observability.notices import FAILURE, Notice, PostgresOutbox, Receipt
 from marketdata.observability.slack import Message
+from tests.engines.chromium import BINARY, Browser, chromium
+from tests.engines.installation import Installation, until
 
 if BINARY is None:
     pytest.skip("no Chromium is installed", allow_module_level=True)
@@ -60,11 +60,11 @@ def record(settings: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def installation(new_home: Callable[[str], Path]) -> Iterator[Installation]:
     from marketdata import engines
     from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 
-    home = tmp_path_factory.mktemp("overview")
+    home = new_home("overview")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARKETDATA_HOME", str(home))
         patch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))

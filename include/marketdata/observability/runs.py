@@ -76,8 +76,8 @@ def recorded(settings: Settings, dataset: str, run_id: str, step: str) -> Iterat
         (settings.tenant, dataset, run_id, step),
     )
     finish = (
-        "UPDATE marketdata.run_steps "
-        "SET state = %s, finished_at = clock_timestamp(), result = %s, error = %s, exit_code = %s WHERE id = %s RETURNING id"
+        "UPDATE marketdata.run_steps SET state = %s, finished_at = clock_timestamp(), result = %s, error = %s, "
+        "exit_code = %s WHERE id = %s RETURNING id"
     )
     try:
         yield record

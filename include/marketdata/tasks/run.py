@@ -145,12 +145,13 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
             f"{summary['superseded']:,}; every record is in the topic and in the table, once",
             soft_wrap=True,
         )
+    marketdata = os.path.relpath(sys.argv[0])
     screen.print("\nlook further:", style="bold")
     for says, command in (
-        ("read the topic", f"marketdata topics read {settings.kafka_topic} --limit 10"),
-        ("query the table", 'marketdata query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
-        ("the report", summary["report"]),
-        ("the Airflow UI", "make up"),
+        ("read the topic", f"{marketdata} topics read {settings.kafka_topic} --limit 10"),
+        ("query the table", f'{marketdata} query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
+        ("open the report", summary["report"]),
+        ("open the UI", "make up"),
     ):
         screen.print(f"  {says:<16} {command}", soft_wrap=True)
     return 0

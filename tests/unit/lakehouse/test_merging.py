@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from contract.prices import EARLY, LATE, batch_of, price, table
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from marketdata.datasets import COMMODITY_PRICES, quarantine
 from marketdata.lakehouse import merging
 from marketdata.lakehouse.merging import INSERTED, REPEATED, SUPERSEDED, UNCHANGED, UPDATED, Rows, decide, months, shape
 from marketdata.settings import Settings
+from tests.contract.prices import EARLY, LATE, batch_of, price, table
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

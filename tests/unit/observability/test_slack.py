@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from engines.slack import problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketdata.observability import slack
 from marketdata.observability.slack import FailedTask, Message, Quarantine, Run
+from tests.engines.slack import problems
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from fake_marketdata import clean_settings, fake, pod_of
+from tests.fake_marketdata import clean_settings, fake, pod_of
 
 __all__ = ["clean_settings", "fake", "pod_of"]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk.exceptions import AirflowException
-from fake_marketdata import Fake
 from kubernetes.client import models as k8s
 
 from marketdata.orchestration import local
 from marketdata.orchestration.local import LocalContainer, Outcome
+from tests.fake_marketdata import Fake
 
 PodOf = Callable[..., k8s.V1Pod]
 log = logging.getLogger("test.local")

@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from fake_marketdata import clean_settings
 
 from marketdata import settings
 from marketdata.batches import Batch, Interval, Lake, Manifest
+from tests.fake_marketdata import clean_settings
 
 __all__ = ["clean_settings"]
 

@@ -15,11 +15,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from engines.slack import TOKEN, Misbehaviour, Slack, slack_server
 
 from marketdata.observability import slack as messages
 from marketdata.observability.notices import MemoryOutbox, Notice, NotPostedError, Receipt
 from marketdata.observability.slack import Message
+from tests.engines.slack import TOKEN, Misbehaviour, Slack, slack_server
 
 PLUGIN = Path(__file__).resolve().parents[3] / "plugins" / "slack_alerts.py"
 MESSAGE = Message("it failed", ({"type": "section", "text": {"type": "mrkdwn", "text": "it *failed*"}},))

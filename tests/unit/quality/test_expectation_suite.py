@@ -12,8 +12,7 @@ from marketdata.datasets import COMMODITY_PRICES, DATASETS
 from marketdata.datasets.dataset import TEXT
 from marketdata.errors import UsageError
 from marketdata.quality import load_suite, suite_hash, suite_path
-
-from .conftest import use_suite
+from tests.unit.quality.conftest import use_suite
 
 SUITE = suite_path(COMMODITY_PRICES)
 

@@ -16,8 +16,7 @@ import pytest
 from marketdata.datasets import COMMODITY_PRICES, quarantine
 from marketdata.errors import MarketdataError, UsageError
 from marketdata.quality import Verdict, gate, suite_path
-
-from .conftest import CONTEXT, GOOD, INGESTED_AT, use_suite
+from tests.unit.quality.conftest import CONTEXT, GOOD, INGESTED_AT, use_suite
 
 Judge = Callable[..., Verdict]
 Row = Callable[..., dict[str, Any]]

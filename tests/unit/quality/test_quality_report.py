@@ -11,8 +11,7 @@ from typing import Any
 from marketdata.batches import Interval
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.quality import Verdict, gate, report
-
-from .conftest import CONTEXT, INGESTED_AT
+from tests.unit.quality.conftest import CONTEXT, INGESTED_AT
 
 Judge = Callable[..., Verdict]
 Row = Callable[..., dict[str, Any]]

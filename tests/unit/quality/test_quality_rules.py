@@ -12,8 +12,7 @@ import pytest
 
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.quality import Verdict, gate, load_suite, suite_path
-
-from .conftest import CONTEXT, GOOD, INGESTED_AT, use_suite
+from tests.unit.quality.conftest import CONTEXT, GOOD, INGESTED_AT, use_suite
 
 Judge = Callable[..., Verdict]
 Row = Callable[..., dict[str, Any]]

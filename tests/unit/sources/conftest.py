@@ -10,7 +10,7 @@ import pytest
 from marketdata.batches import Interval
 from marketdata.sources.files import FilesSource
 from marketdata.sources.mapping import load
-from sources.reading import DATASET, EVER, NOW, Read, entry, rows
+from tests.unit.sources.reading import DATASET, EVER, NOW, Read, entry, rows
 
 
 @pytest.fixture

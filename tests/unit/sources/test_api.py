@@ -19,7 +19,7 @@ import pytest
 from marketdata.batches import Interval
 from marketdata.errors import BadDataError, MarketdataError, UnavailableError, UsageError
 from marketdata.sources.api import ApiSource, Limits
-from sources.reading import DATASET, EVER, NOW, rows
+from tests.unit.sources.reading import DATASET, EVER, NOW, rows
 
 pytestmark = pytest.mark.timeout(60)
 

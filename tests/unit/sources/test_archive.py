@@ -12,7 +12,7 @@ from marketdata.batches import Interval
 from marketdata.errors import UsageError
 from marketdata.sources import archive
 from marketdata.sources.archive import ArchiveSource
-from sources.reading import DATASET, EVER, NOW, rows
+from tests.unit.sources.reading import DATASET, EVER, NOW, rows
 
 
 def test_whole_history() -> None:

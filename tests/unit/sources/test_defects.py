@@ -18,7 +18,7 @@ import pytest
 from marketdata.errors import BadDataError, UsageError
 from marketdata.sources.formats import columnar, jsontext, read, spreadsheet, stream
 from marketdata.sources.mapping import Layout
-from sources.reading import Read, entry, workbook
+from tests.unit.sources.reading import Read, entry, workbook
 
 PLAIN = "Date,Price\n2020-04-20,1\n"
 ROW = '{"Date": "2020-04-20", "Price": 1}\n'

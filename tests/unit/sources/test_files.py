@@ -20,7 +20,7 @@ from marketdata.errors import UsageError
 from marketdata.sources import open_sources
 from marketdata.sources.files import FilesSource
 from marketdata.sources.mapping import load
-from sources.reading import DATASET, EVER, NOW, Read, entry, rows, workbook
+from tests.unit.sources.reading import DATASET, EVER, NOW, Read, entry, rows, workbook
 
 DATA = Path(__file__).parent / "data"
 

@@ -9,7 +9,7 @@ import pytest
 from marketdata.datasets import get
 from marketdata.errors import UsageError
 from marketdata.sources.mapping import CONSTANTS, PACKAGED, From, load
-from sources.reading import entry
+from tests.unit.sources.reading import entry
 
 
 def said(folder: Path, text: str | bytes) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 from marketdata.errors import UsageError
 from marketdata.sources import open_sources
-from sources.reading import DATASET, EVER, NOW
+from tests.unit.sources.reading import DATASET, EVER, NOW
 
 DATA = Path(__file__).parent / "data"
 

@@ -13,7 +13,7 @@ import pytest
 from marketdata.batches import Interval
 from marketdata.sources.files import FilesSource
 from marketdata.sources.mapping import PACKAGED, load
-from sources.reading import DATASET, EVER, NOW, rows
+from tests.unit.sources.reading import DATASET, EVER, NOW, rows
 
 EXPECTED = {
     ("eia", "Oil", "WTI", "daily", "bbl"): 10226,
