@@ -250,7 +250,7 @@ def read_delta(lake: Lake, delta: Delta) -> pa.Table:
             f"{lake.uri}/{delta.path} {wrong}; without it nobody knows what has been published, and nothing was",
             "restore the object from the store's backup or versions",
         )
-    return pq.read_table(pa.BufferReader(content), schema=delta_schema())
+    return pq.ParquetFile(pa.BufferReader(content)).read()
 
 
 def _unhex(texts: pa.Array[Any]) -> pa.Array[Any]:

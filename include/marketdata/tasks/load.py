@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from marketdata.batches import Batch, Lake
 from marketdata.datasets import Dataset, quarantine
-from marketdata.lakehouse import open_lakehouse
+from marketdata.lakehouse import Loaded, open_lakehouse
 from marketdata.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,10 @@ def load(settings: Settings, dataset: Dataset, batch: Batch) -> dict[str, object
     import pyarrow as pa
 
     lakehouse = open_lakehouse(settings)
-    lakehouse.ensure(dataset)
-    loaded = lakehouse.load(dataset, batch)
+    loaded = Loaded.of([0] * 5, None, None, 0.0)
+    if batch.manifest.rows:
+        lakehouse.ensure(dataset)
+        loaded = lakehouse.load(dataset, batch)
     log.info("loaded", extra={"inserted": loaded.inserted, "updated": loaded.updated})
     verdict = Lake(settings).parent(batch)
     if refused := list(verdict.tables()):
