@@ -149,7 +149,7 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
     screen.print("\nlook further:", style="bold")
     for says, command in (
         ("read the topic", f"{marketdata} topics read {settings.kafka_topic} --limit 10"),
-        ("query the table", f'{marketdata} query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
+        ("query the table", marketdata + ' query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
         ("open the report", summary["report"]),
         ("open the UI", "make up"),
     ):
