@@ -31,6 +31,7 @@ HISTORY_START = date(1800, 1, 1)
 """Before the first day of every source."""
 
 LOOKBACK_DAYS = 30
+EXAMPLE_QUERY = "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"
 POLL_SECONDS = 0.2
 
 
@@ -149,7 +150,7 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
     screen.print("\nlook further:", style="bold")
     for says, command in (
         ("read the topic", f"{marketdata} topics read {settings.kafka_topic} --limit 10"),
-        ("query the table", marketdata + ' query "SELECT commodity, count(*) FROM commodity_prices GROUP BY 1"'),
+        ("query the table", f'{marketdata} query "{EXAMPLE_QUERY}"'),
         ("open the report", summary["report"]),
         ("open the UI", "make up"),
     ):
