@@ -25,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{marker}: tests/{marker}")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes don't name a test: archives made at collection differ from process to process."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
