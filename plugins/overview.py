@@ -6,7 +6,7 @@ signed-in users. Everything is imported with the first request: Airflow executes
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow.plugins_manager import AirflowPlugin
+
+from marketdata.orchestration.lazy import LazyApplication
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -112,41 +114,10 @@ class Page:
     problem: str = ""
 
 
-class Overview:
-    """The page as an ASGI application that is built with its first request."""
-
-    def __init__(self) -> None:
-        self._application: FastAPI | None = None
-
-    async def __call__(
-        self,
-        scope: dict[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        if self._application is None:
-            self._application = build()
-        await self._application(scope, receive, send)
-
-
 def _prefix() -> str:
     from airflow.configuration import conf
 
     return urlsplit(conf.get("api", "base_url", fallback="") or "/").path.rstrip("/")
-
-
-class OverviewPlugin(AirflowPlugin):
-    name = "marketdata_overview"
-    fastapi_apps = [{"app": Overview(), "url_prefix": PREFIX, "name": "Market data: overview"}]  # noqa: RUF012
-    external_views = [  # noqa: RUF012
-        {
-            "name": "Market data",
-            "href": f"{_prefix()}{PREFIX}/",
-            "url_route": "marketdata",
-            "destination": "nav",
-            "nav_top_level": True,
-        }
-    ]
 
 
 def build() -> FastAPI:
@@ -351,3 +322,17 @@ def _slack_is_on() -> bool:
     except AirflowNotFoundException:
         return False
     return True
+
+
+class OverviewPlugin(AirflowPlugin):
+    name = "marketdata_overview"
+    fastapi_apps = [{"app": LazyApplication(build), "url_prefix": PREFIX, "name": "Market data: overview"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Market data",
+            "href": f"{_prefix()}{PREFIX}/",
+            "url_route": "marketdata",
+            "destination": "nav",
+            "nav_top_level": True,
+        }
+    ]

@@ -7,12 +7,14 @@ request: Airflow executes this file in every task process too.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.plugins_manager import AirflowPlugin
+
+from marketdata.orchestration.lazy import LazyApplication
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,28 +44,6 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 th { font-weight: 600; width: 14rem } td.number { text-align: right; font-variant-numeric: tabular-nums }
 code, pre { font: 13px/1.45 ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap }
 """
-
-
-class Pages:
-    """The pages as an ASGI application that is built with its first request."""
-
-    def __init__(self) -> None:
-        self._application: FastAPI | None = None
-
-    async def __call__(
-        self,
-        scope: dict[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        if self._application is None:
-            self._application = build()
-        await self._application(scope, receive, send)
-
-
-class ReportsPlugin(AirflowPlugin):
-    name = "marketdata_reports"
-    fastapi_apps = [{"app": Pages(), "url_prefix": PREFIX, "name": "Market data: batches and reports"}]  # noqa: RUF012
 
 
 def build() -> FastAPI:
@@ -169,3 +149,8 @@ def _page(title: str, body: str) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>"
     )
+
+
+class ReportsPlugin(AirflowPlugin):
+    name = "marketdata_reports"
+    fastapi_apps = [{"app": LazyApplication(build), "url_prefix": PREFIX, "name": "Market data: batches and reports"}]  # noqa: RUF012

@@ -281,41 +281,60 @@ def test_a_lost_delta_stops_publishing_and_is_named(settings: Settings, tmp_path
 # Who else publishes at the same time
 
 
+class OldTry:
+    """A publish in a thread that falls asleep before a moment of its transaction; what became of it."""
+
+    def __init__(self, settings: Settings, batch: Batch, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.published: Published | None = None
+        self.failure: BaseException | None = None
+        self._asleep, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._publish, args=(settings, batch))
+        original = getattr(publishing._Transaction, before)
+
+        def sleepy(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is self._thread and not self._wake.is_set():
+                self._asleep.set()
+                assert self._wake.wait(60)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(publishing._Transaction, before, sleepy)
+        self._thread.start()
+        assert self._asleep.wait(60)
+
+    def wake(self) -> None:
+        self._wake.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def _publish(self, settings: Settings, batch: Batch) -> None:
+        try:
+            self.published = publish(COMMODITY_PRICES, batch, settings)
+        except BaseException as error:
+            self.failure = error
+
+
 @pytest.mark.parametrize("asleep_before", ["__enter__", "produce", "flush", "commit"])
 def test_an_old_try_that_wakes_up_late_is_fenced(
     asleep_before: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old try sleeps at that moment of its transaction while a new one publishes the same batch."""
     batch = batch_of(settings, days(50), parts=2)
-    asleep, wake = threading.Event(), threading.Event()
-    original = getattr(publishing._Transaction, asleep_before)
-
-    def sleepy(*args: Any, **kwargs: Any) -> Any:
-        if threading.current_thread() is old and not wake.is_set():
-            asleep.set()
-            assert wake.wait(30)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(publishing._Transaction, asleep_before, sleepy)
-    failures: list[BaseException] = []
-
-    def old_try() -> None:
-        try:
-            publish(COMMODITY_PRICES, batch, settings)
-        except BaseException as error:
-            failures.append(error)
-
-    old = threading.Thread(target=old_try)
-    old.start()
-    assert asleep.wait(30)
+    old = OldTry(settings, batch, asleep_before, monkeypatch)
     assert counts(publish(COMMODITY_PRICES, batch, settings)) == (50, 0, 0)
-    wake.set()
-    old.join(60)
-    (failure,) = failures
-    assert isinstance(failure, TryLaterError), failure
-    assert "another try has taken over" in str(failure)
+    old.wake()
+    assert isinstance(old.failure, TryLaterError), old.failure
+    assert "another try has taken over" in str(old.failure)
     assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in days(50)}
     assert publish(COMMODITY_PRICES, batch, settings).repeated
+
+
+def test_the_ledger_is_read_after_the_fence(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another try publishes before this one takes over must be known to it, else it is published twice."""
+    old = OldTry(settings, batch_of(settings, days(50, batch="b1")), "fence", monkeypatch)
+    assert counts(run(settings, *days(50, batch="b2"))) == (50, 0, 0)
+    old.wake()
+    assert old.published is not None, old.failure
+    assert counts(old.published) == (0, 50, 0)
+    assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in days(50)}
 
 
 def test_tries_at_once_publish_everything_once(settings: Settings) -> None:

@@ -268,7 +268,12 @@ class _Transaction:
 
     def fence(self) -> None:
         """End what an earlier try left open; from here on that try can do nothing any more."""
-        self._insist(lambda: self._producer.init_transactions(ANSWER_SECONDS), "taking over the transactional id")
+        with self._explained("connecting for"):
+            # Without a connection to a broker the client looks again only after half a second. The first answer may
+            # come over the bootstrap connection, which is closed then; the second one comes over one that stays.
+            for _ in range(2):
+                self._producer.list_topics(self._topic, timeout=ANSWER_SECONDS)
+        self._insist(lambda: self._producer.init_transactions(ANSWER_SECONDS), "taking over the transactional id of")
 
     def __enter__(self) -> _Transaction:
         with self._explained("beginning the transaction"):
@@ -428,7 +433,7 @@ def producer_settings(settings: Settings, transactional_id: str | None, said: li
         **connection(settings),
         "acks": "all",
         "enable.idempotence": True,
-        "compression.type": "lz4",  # measured faster than none, zstd and snappy, see docs
+        "compression.type": "lz4",  # measured: as fast as none in 28 % of the bytes; zstd: 16 %, a third slower
         "linger.ms": 10,
         "partitioner": "murmur2_random",  # Java's: a key's partition is the same whoever produces it
         "queue.buffering.max.kbytes": QUEUE_KILOBYTES,
