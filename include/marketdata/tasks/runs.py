@@ -22,9 +22,11 @@ _STYLES = {"done": "green", "failed": "red", "running": "yellow"}
 
 def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
     """Print the last runs, newest first."""
-    table = Table(
-        "run", "started", "steps done", "extracted", "quarantined", "published", "loaded", header_style="bold"
-    )
+    columns = ("started", "steps done", "extracted", "quarantined", "published", "loaded")
+    table = Table("run", *columns, header_style="bold", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for column in table.columns[3:]:
+        column.justify = "right"
     for steps in runs.latest(settings, dataset.name, limit):
         summary = summary_of(steps)
         states = {step.step: step.state for step in steps}
@@ -34,7 +36,7 @@ def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
             steps[0].run_id,
             f"{steps[0].started_at:%Y-%m-%d %H:%M:%S}",
             f"[red]failed: {', '.join(failed)}[/]" if failed else done,
-            *(str(summary.get(name, "")) for name in ("extracted", "quarantined", "published", "loaded")),
+            *(f"{summary[name]:,}" if summary else "" for name in ("extracted", "quarantined", "published", "loaded")),
         )
     console().print(table)
 
