@@ -36,7 +36,10 @@ def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
             steps[0].run_id,
             f"{steps[0].started_at:%Y-%m-%d %H:%M:%S}",
             f"[red]failed: {', '.join(failed)}[/]" if failed else done,
-            *(f"{summary[name]:,}" if summary else "" for name in ("extracted", "quarantined", "published", "loaded")),
+            *(
+                f"{summary[name]:,}" if name in summary else ""
+                for name in ("extracted", "quarantined", "published", "loaded")
+            ),
         )
     console().print(table)
 
