@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,16 @@ from rich.table import Table
 
 from marketdata import engines, settings
 from marketdata.settings import CHECKOUT
-from tests.performance import bench_load, bench_parse, bench_publish, bench_run, bench_transform, bench_validate
+from tests.performance import (
+    bench_alerts,
+    bench_load,
+    bench_parse,
+    bench_plugins,
+    bench_publish,
+    bench_run,
+    bench_transform,
+    bench_validate,
+)
 
 ROWS = 1_000_000
 MEMORY_LIMIT = 2.0
@@ -120,6 +130,43 @@ def run() -> tuple[Any, list[Figure]]:
     ]  # fmt: skip
 
 
+def plugins() -> tuple[Any, list[Figure]]:
+    if shutil.which("prometheus-pushgateway") is None:
+        says = "both plugins: the Debian package prometheus-pushgateway is not installed"
+        return {}, [Figure(says, "not measured", "", 0, "printed", True)]
+    found = bench_plugins.measure()
+    figures = []
+    for dag_id in bench_plugins.REAL_RUNS:
+        for thing, table in (("run", "dag_run"), ("task", "task_instance")):
+            ours, beside = (found[arm][dag_id][table] for arm in ("with", "without"))
+            ratio = round(ours["median"] / beside["median"], 2)
+            says = f"a {thing} that {dag_id}, with both plugins against without"
+            figures.append(Figure(says, _spread(ours), _spread(beside), ratio, "printed", True))
+    for thing, says in (
+        ("task", "both plugins in the process of a task"),
+        ("run", "both plugins in the scheduler, a run"),
+    ):
+        for end, spread in found[thing].items():
+            figures.append(Figure(f"{says} that {end}", _spread(spread), "", 0, "printed", True))
+    return found, figures
+
+
+def _spread(milliseconds: dict[str, float]) -> str:
+    return f"{milliseconds['median']:,.1f} ms, p99 {milliseconds['p99']:,.1f}"
+
+
+def alerts() -> tuple[Any, list[Figure]]:
+    found = bench_alerts.run()
+    limit = bench_alerts.LIMIT_SECONDS
+    return found, [
+        Figure(
+            f"failure to Slack, {row['runs']} runs: {way.replace('_', ' ')}", f"p50 {row['p50']} s, max {row['max']} s",
+            "", round(row["max"] / limit, 2), f"≤ {limit} s, once", row["max"] <= limit and row["each_told_once"],
+        )
+        for way, row in found.items()
+    ]  # fmt: skip
+
+
 BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "parse": parse,
     "transform": transform,
@@ -127,6 +174,8 @@ BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "publish": publish,
     "load": load,
     "run": run,
+    "plugins": plugins,
+    "alerts": alerts,
 }
 
 

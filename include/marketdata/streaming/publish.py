@@ -164,16 +164,19 @@ def _diff(
     outcomes = np.full(batch.manifest.rows, CHANGED, dtype=np.int8)
     if not fold.files:
         return fold, outcomes
-    connection.execute("CREATE TEMP TABLE batch (position INTEGER, record_id BLOB, content_hash BLOB, as_of BIGINT)")
-    first = 0
+    first = answered = 0
     for part in batch.tables(["record_id", "content_hash", "as_of"]):
+        if first == answered:
+            connection.execute(_BATCH)
         positions = pa.array(np.arange(first, first + len(part), dtype=np.int32))
         connection.register("part", delta_rows(part).append_column("position", positions))
         connection.execute("INSERT INTO batch SELECT position, record_id, content_hash, as_of FROM part")
         connection.unregister("part")
         first += len(part)
-    fold, found = ledger.query(connection, settings, dataset, fold, _OUTCOMES)
-    outcomes[found["position"].to_numpy()] = found["outcome"].to_numpy()
+        if first - answered >= ROWS_COMPARED or first == len(outcomes):
+            fold, found = ledger.query(connection, settings, dataset, fold, _OUTCOMES)
+            outcomes[found["position"].to_numpy()] = found["outcome"].to_numpy()
+            answered = first
     connection.execute("DROP TABLE batch")
     return fold, outcomes
 
@@ -236,6 +239,13 @@ def _refuse_twins(batch: Batch, prefixes: NDArray[np.uint64]) -> None:
 
 
 # What a row is to the newest revision is what counts: it comes last in the maximum that finds that one.
+ROWS_COMPARED = 1_000_000
+"""Rows of a batch that are compared with the fold at a time: so many fit into the workspace's memory."""
+
+_BATCH = """
+CREATE OR REPLACE TEMP TABLE batch (position INTEGER, record_id BLOB, content_hash BLOB, as_of BIGINT)
+"""
+
 _OUTCOMES = f"""
 SELECT position, max({{'as_of': deltas.as_of, 'content_hash': deltas.content_hash, 'outcome': CAST(CASE
     WHEN batch.content_hash = deltas.content_hash THEN {SAME}
