@@ -15,9 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 HEADER_CHARACTERS = 150
-SECTION_CHARACTERS = 3000
 FIELD_CHARACTERS = 2000
-CONTEXT_CHARACTERS = 2000
 TEXT_CHARACTERS = 4000
 """Slack's limits; a longer text makes it refuse the whole message."""
 
