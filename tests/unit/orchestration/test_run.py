@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ class Here:
 
     def __init__(self, state: str = "success") -> None:
         self.asked: list[dict[str, Any]] = []
+        self.tasks = [SimpleNamespace(retry_delay=timedelta(minutes=1), retry_exponential_backoff=2)]
         self._state = state
 
     def test(self, **asked: Any) -> SimpleNamespace:
@@ -52,6 +53,7 @@ def test_no_scheduler(here: Here, monkeypatch: pytest.MonkeyPatch, state: str, g
     here._state = state
     assert run.run("a-dag", {"start": "2019-01-01"}, AT) is green
     assert here.asked == [{"logical_date": AT, "run_after": AT, "run_conf": {"start": "2019-01-01"}}]
+    assert here.tasks == [SimpleNamespace(retry_delay=run.RETRY_DELAY, retry_exponential_backoff=0)]
 
 
 @pytest.mark.parametrize(("state", "green"), [("success", True), ("failed", False)])
