@@ -45,11 +45,19 @@ backfill: setup ## Run the pipeline for past days (FROM=2018-12-03 TO=2018-12-05
 
 .PHONY: test
 test: setup ## Pass the tests: units, DAG integrity, contracts and the whole pipeline on the embedded engines
-	@$(BIN)/pytest -m "not engines" -q --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest -m "not engines and not kubernetes and not scans" -q --numprocesses 2 --dist loadfile
 
 .PHONY: test-engines
 test-engines: setup ## Pass the contract suites on real Trino and S3
 	@$(BIN)/pytest -m engines -q
+
+.PHONY: test-kubernetes
+test-kubernetes: setup ## Pass the suite on a real Kubernetes (KUBECONFIG's cluster, or one started here: root, Debian, Go)
+	@$(BIN)/pytest -m kubernetes -q
+
+.PHONY: scan
+scan: setup ## Scan code, image recipe, charts and history; each scanner is first shown something it must find
+	@$(BIN)/pytest -m scans -q
 
 .PHONY: bench
 bench: setup ## Measure: a table, and JSON in build/bench/

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-MARKERS = ("unit", "dags", "contract", "engines", "integration", "faults")
+MARKERS = ("unit", "dags", "contract", "engines", "integration", "faults", "security", "kubernetes", "scans")
 
 NO_SHARED_DATA = "no shared data folder beside the checkout"
 
