@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -183,14 +181,3 @@ def test_inhibitions_name_alerts_that_exist() -> None:
             name for m in matchers if m.startswith("alertname") for name in re.split(r"=~?", m)[1].strip().split("|")
         }
         assert named <= names
-
-
-def test_airflow_values_fit_its_chart(shared_data: Path) -> None:
-    schema = json.loads((shared_data / "checks" / "airflow-chart-1.22.0" / "values.schema.json").read_text())
-    values = yaml.safe_load((ROOT / "helm-values" / "airflow.monitoring.yaml").read_text())
-    jsonschema.validate(values, schema)
-    collector = yaml.safe_load(re.sub(r"\{\{.*?}}", "4318", values["otelCollector"]["config"]))
-    (pipeline,) = collector["service"]["pipelines"].values()
-    assert set(pipeline["exporters"]) <= set(collector["exporters"])
-    assert values["statsd"]["enabled"] is False
-    assert {variable["name"] for variable in values["env"]} == {"PUSHGATEWAY_URL"}
