@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marketdata.engines import jars
-from marketdata.engines.process import free_port
+from marketdata.engines.process import LOOPBACK, free_port
 from tests.engines.jvm import server
 
 VERSION = "4.1.0"
@@ -40,9 +40,9 @@ class S3:
 
 
 @contextmanager
-def s3proxy(folder: Path, bucket: str = "lake") -> Iterator[S3]:
-    """Run s3proxy until the block ends; `folder` takes its objects and its log."""
-    store = S3(f"http://127.0.0.1:{free_port()}", bucket, "marketdata", "not-a-secret-at-all")
+def s3proxy(folder: Path, bucket: str = "lake", host: str = LOOPBACK) -> Iterator[S3]:
+    """Run s3proxy at an address of this machine until the block ends; `folder` takes its objects and its log."""
+    store = S3(f"http://{host}:{free_port(host=host)}", bucket, "marketdata", "not-a-secret-at-all")
     (folder / "objects" / bucket).mkdir(parents=True)
     properties = folder / "s3proxy.conf"
     properties.write_text(

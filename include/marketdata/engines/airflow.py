@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from marketdata.engines import endpoints, secrets
-from marketdata.engines.process import environment_of, one_line, port_of
+from marketdata.engines.process import LOOPBACK, environment_of, one_line, port_of
 from marketdata.errors import UnavailableError
 from marketdata.settings import CHECKOUT, ENDPOINTS_VARIABLE, Settings, endpoint_file
 
@@ -51,7 +51,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata,
         # Said twice, or Airflow asks for a second driver for its asynchronous half.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": metadata,
-        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__HOST": LOOPBACK,
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": secrets.kept(home / "secret-key"),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.kept(home / "jwt-secret", size=64),
@@ -128,6 +128,7 @@ class AirflowProcess:
     """One of Airflow's processes; they share the API server's address, through which tasks report."""
 
     at = API_SERVER
+    host = LOOPBACK
     field: str | None = None
     needs: tuple[str, ...] = ("postgres",)
     seconds_to_start = 180.0

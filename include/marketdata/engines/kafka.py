@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from marketdata.engines import jars
-from marketdata.engines.process import environment_of, free_port, listens, one_line
+from marketdata.engines.process import LOOPBACK, environment_of, free_port, listens, one_line
 from marketdata.errors import UnavailableError
 
 VERSION = "4.3.1"
@@ -19,7 +19,7 @@ PINS = Path(__file__).with_name(f"kafka-{VERSION}.sha256")
 
 
 class Kafka:
-    """One Kafka node on loopback ports; replication 1 is right here and nowhere else."""
+    """One Kafka node on this machine's own ports; replication 1 is right here and nowhere else."""
 
     name = "kafka"
     at = "kafka"
@@ -30,8 +30,9 @@ class Kafka:
     stop_signals = ((signal.SIGTERM, 30.0),)
     user: str | None = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = LOOPBACK) -> None:
         self.folder = folder
+        self.host = host
 
     def command(self, port: int, say: Callable[[str], None]) -> list[str]:
         """What to run; downloads the jars and formats the data folder the first time."""
@@ -41,7 +42,7 @@ class Kafka:
             say("formatting Kafka's data folder")
             self._format(java, data)
         properties = self.folder / "server.properties"
-        properties.write_text(_properties(data, port, free_port()))
+        properties.write_text(_properties(data, self.host, port, free_port()))
         return [*java, "-Xms128m", "-Xmx512m", "kafka.Kafka", str(properties)]
 
     def environment(self) -> dict[str, str]:
@@ -66,7 +67,7 @@ class Kafka:
         forming = self.folder / "data.forming"
         shutil.rmtree(forming, ignore_errors=True)
         properties = self.folder / "format.properties"
-        properties.write_text(_properties(forming, *PORTS_OF_NO_MATTER))
+        properties.write_text(_properties(forming, LOOPBACK, *PORTS_OF_NO_MATTER))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         made = subprocess.run(
             [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(properties)],
@@ -98,13 +99,13 @@ def _java(say: Callable[[str], None]) -> list[str]:
     ]  # fmt: skip
 
 
-def _properties(data: Path, port: int, controller_port: int) -> str:
+def _properties(data: Path, host: str, port: int, controller_port: int) -> str:
     settings = {
         "process.roles": "broker,controller",
         "node.id": "1",
-        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
+        "listeners": f"PLAINTEXT://{host}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{host}:{port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",

@@ -19,7 +19,7 @@ from marketdata.engines import airflow, endpoints
 from marketdata.engines.endpoints import Endpoints, EngineRecord
 from marketdata.engines.kafka import Kafka
 from marketdata.engines.postgres import Postgres
-from marketdata.engines.process import free_port, launch, listens, port_of, stop, wait_until
+from marketdata.engines.process import LOOPBACK, free_port, launch, listens, port_of, stop, wait_until
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.settings import Settings, endpoint_file
 
@@ -42,6 +42,10 @@ class Engine(Protocol):
     @property
     def field(self) -> str | None:
         """The setting that holds its address, which, set in the environment, replaces it."""
+
+    @property
+    def host(self) -> str:
+        """The address of this machine it listens on."""
 
     @property
     def at(self) -> str:
@@ -82,13 +86,19 @@ class EngineStatus:
     log: Path | None
 
 
-def up(settings: Settings, names: Iterable[str] = ("kafka", "postgres"), say: Say = lambda _: None) -> Settings:
+def up(
+    settings: Settings,
+    names: Iterable[str] = ("kafka", "postgres"),
+    say: Say = lambda _: None,
+    host: str = LOOPBACK,
+) -> Settings:
     """Start what does not run yet, and wait until it answers.
 
     Args:
         settings: they say where everything lies (`marketdata_home`).
         names: `kafka`, `postgres`, `airflow`; what has its address in the environment is not started.
         say: told what is being done, from several threads.
+        host: address of this machine that Kafka and PostgreSQL listen on, if not the loopback interface's.
 
     Returns:
         the settings with the addresses of what now runs.
@@ -99,7 +109,7 @@ def up(settings: Settings, names: Iterable[str] = ("kafka", "postgres"), say: Sa
         TryLaterError: somebody else has been starting or stopping engines for minutes.
     """
     file = endpoint_file()
-    wanted = [engine for engine in _engines(settings, names) if not _external(engine)]
+    wanted = [engine for engine in _engines(settings, names, host) if not _external(engine)]
     known = endpoints.read(file)
     if not all(_runs(engine, known) for engine in wanted) or known.values.get("lake_uri") != _lake(settings):
         with _alone(file, say):
@@ -191,7 +201,7 @@ class _Starter:
         before = known.engines.get(engine.name)
         stop(before.process if before else None, engine.folder, engine.stop_signals)
         if engine.at == engine.name:
-            address = f"127.0.0.1:{free_port(port_of(before.address) if before else None)}"
+            address = f"{engine.host}:{free_port(port_of(before.address) if before else None, engine.host)}"
         else:
             address = known.engines[engine.at].address
         record = EngineRecord(address, engine.version, str(engine.folder / f"{engine.name}.log"))
@@ -252,7 +262,7 @@ def _with_record(known: Endpoints, engine: Engine, record: EngineRecord) -> Endp
     return Endpoints(values, {**known.engines, engine.name: record})
 
 
-def _engines(settings: Settings, names: Iterable[str] | None) -> list[Engine]:
+def _engines(settings: Settings, names: Iterable[str] | None, host: str = LOOPBACK) -> list[Engine]:
     """The engines of these names, or all; each comes after what it needs."""
     folder = settings.marketdata_home.resolve() / "engines"
 
@@ -260,8 +270,8 @@ def _engines(settings: Settings, names: Iterable[str] | None) -> list[Engine]:
         return _with_addresses(settings, endpoints.read(endpoint_file()))
 
     known: dict[str, Sequence[Engine]] = {
-        "kafka": [Kafka(folder / "kafka")],
-        "postgres": [Postgres(folder / "postgres")],
+        "kafka": [Kafka(folder / "kafka", host)],
+        "postgres": [Postgres(folder / "postgres", host)],
         "airflow": airflow.processes(folder / "airflow", current),
     }
     wanted = list(known) if names is None else list(names)

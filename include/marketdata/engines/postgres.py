@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from marketdata.engines import secrets
-from marketdata.engines.process import end, environment_of, listens, one_line
+from marketdata.engines.process import LOOPBACK, end, environment_of, listens, one_line
 from marketdata.errors import UnavailableError, UsageError
 
 ROLE = "marketdata"
@@ -22,7 +22,7 @@ SYSTEM_USER = "marketdata"
 
 
 class Postgres:
-    """One PostgreSQL 18 on a loopback port, with a password for its only role."""
+    """One PostgreSQL 18 on one address of this machine, with a password for its only role."""
 
     name = "postgres"
     at = "postgres"
@@ -33,8 +33,9 @@ class Postgres:
     # SIGINT is the fast shutdown: sessions are rolled back, data is flushed. SIGQUIT leaves recovery to the next start.
     stop_signals = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0))
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = LOOPBACK) -> None:
         self.folder = folder
+        self.host = host
         self.user = SYSTEM_USER if os.geteuid() == 0 else None
 
     def command(self, port: int, say: Callable[[str], None]) -> list[str]:
@@ -47,8 +48,12 @@ class Postgres:
             say("creating PostgreSQL's data folder")
             self._create(data, binaries)
         _clear_remains(data)
+        access = self.folder / "pg_hba.conf"
+        access.write_text("host all all all scram-sha-256\n")
+        access.chmod(0o644)
         options = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.host,
+            "hba_file": str(access),
             "port": str(port),
             "unix_socket_directories": "",
             "shared_buffers": "64MB",

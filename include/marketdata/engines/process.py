@@ -23,6 +23,8 @@ from marketdata.errors import UnavailableError
 MARK = "MARKETDATA_ENGINE"
 """Variable in the environment of each process of an engine, its folder: it finds what no record names any more."""
 
+LOOPBACK = "127.0.0.1"
+
 PORTS = range(20_000, 32_000)
 """Below the ports that systems give to outgoing connections, so that none of those takes ours between two starts."""
 
@@ -161,8 +163,8 @@ def _marked(engine: Path) -> list[psutil.Process]:
     return found
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A loopback port nobody listens on, the preferred one if it can be had.
+def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
+    """A port nobody listens on at an address of this machine, the preferred one if it can be had.
 
     Raises:
         UnavailableError: there is none.
@@ -171,11 +173,11 @@ def free_port(preferred: int | None = None) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
                 return port
             except OSError:
                 continue
-    raise UnavailableError(f"no free port on 127.0.0.1 in {PORTS.start}-{PORTS.stop}", "stop what listens there")
+    raise UnavailableError(f"no free port on {host} in {PORTS.start}-{PORTS.stop}", "stop what listens there")
 
 
 def port_of(address: str) -> int:
@@ -184,9 +186,9 @@ def port_of(address: str) -> int:
 
 
 def listens(address: str) -> bool:
-    """Whether somebody listens at host:port, the host being this machine."""
+    """Whether somebody listens at host:port."""
     try:
-        with socket.create_connection(("127.0.0.1", port_of(address)), timeout=1):
+        with socket.create_connection((address.rpartition(":")[0], port_of(address)), timeout=1):
             return True
     except OSError:
         return False

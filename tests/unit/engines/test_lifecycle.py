@@ -29,6 +29,7 @@ class Toy:
 
     name = at = "kafka"
     version = "1"
+    host = "127.0.0.1"
     field = "kafka_brokers"
     needs: tuple[str, ...] = ()
     user: str | None = None
@@ -64,7 +65,7 @@ def settings(settings_for: Callable[..., Settings], tmp_path: Path, monkeypatch:
 @pytest.fixture
 def toy(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     engine = Toy(tmp_path / "engines" / "toy")
-    monkeypatch.setattr(lifecycle, "_engines", lambda _settings, _names: [engine])
+    monkeypatch.setattr(lifecycle, "_engines", lambda *_: [engine])
     yield engine
     stop(None, engine.folder, ())
 
@@ -221,9 +222,9 @@ def test_every_engine_comes_after_what_it_needs(settings: Settings) -> None:
 
 
 def test_kafkas_configuration(tmp_path: Path) -> None:
-    lines = _properties(tmp_path, 20001, 20002).splitlines()
-    assert "listeners=PLAINTEXT://127.0.0.1:20001,CONTROLLER://127.0.0.1:20002" in lines
-    assert "advertised.listeners=PLAINTEXT://127.0.0.1:20001" in lines
+    lines = _properties(tmp_path, "192.0.2.1", 20001, 20002).splitlines()
+    assert "listeners=PLAINTEXT://192.0.2.1:20001,CONTROLLER://127.0.0.1:20002" in lines
+    assert "advertised.listeners=PLAINTEXT://192.0.2.1:20001" in lines
     assert "auto.create.topics.enable=false" in lines
     assert "transaction.max.timeout.ms=900000" in lines
     assert {line for line in lines if "replica" in line and line.split("=")[1] != "1"} == set()
