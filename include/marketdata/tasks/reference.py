@@ -12,12 +12,13 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from marketdata import quality
-from marketdata.datasets import DATASETS, Dataset, quarantine
+from marketdata.datasets import DATASETS, DERIVED, Dataset, quarantine
 from marketdata.settings import CHECKOUT, Settings
 from marketdata.streaming import topics
 from marketdata.tasks.cli import app
 
 FOLDER = CHECKOUT / "docs" / "reference"
+CALLS = CHECKOUT / "deploy" / "parts" / "values.yaml"
 
 
 def pages() -> dict[str, str]:
@@ -30,6 +31,7 @@ def pages() -> dict[str, str]:
             "Rules of the quality gate", "Row rules quarantine a row, dataset rules stop the run.", _rules()
         ),
         "topics.md": _page("Topics", "Kafka topics as `marketdata topics apply` makes them.", _topics()),
+        "network.md": _page("Network", "Who may call whom on the cluster; the rest is refused, both ways.", _network()),
     }
 
 
@@ -118,6 +120,12 @@ def _datasets() -> Iterator[str]:
         yield quarantine(dataset).doc
         yield ""
         yield from _columns(quarantine(dataset))
+    for dataset in DERIVED.values():
+        yield f"## {dataset.name}"
+        yield ""
+        yield f"{dataset.doc} Version {dataset.version}; topic `{dataset.topic}`, message key `{dataset.message_key}`."
+        yield ""
+        yield from _columns(dataset)
 
 
 def _columns(dataset: Dataset) -> Iterator[str]:
@@ -143,6 +151,46 @@ def _topics() -> Iterator[str]:
         for t in topics.catalogue()
     ]
     yield from _table(("topic", "partitions", "replication factor", "retention", "what it carries"), rows)
+
+
+def _network() -> Iterator[str]:
+    """The list of calls that the charts' network policies are rendered from."""
+    import yaml
+
+    facts = yaml.safe_load(CALLS.read_text())["network"]
+    workloads, addresses = facts["workloads"], facts["addresses"]
+    yield f"From `{CALLS.relative_to(CHECKOUT)}`, without the ports that are closed by default."
+    yield ""
+    yield "Enforced by the cluster's network plugin. None that enforces was to be had where this project is tested: the"
+    yield "rendered policies are checked against this list in both directions, packets are not."
+    yield ""
+    rows = []
+    for name, workload in workloads.items():
+        where = f"{workload['namespace']}, tenants" if workload.get("tenants") else workload["namespace"]
+        calls = [_call(callee, (workloads | addresses)[callee], ports) for callee, ports in _calls(workload)]
+        rows.append((f"`{name}`", where, _labels(workload["pods"]), "<br>".join(filter(None, calls)), workload["says"]))
+    yield from _table(("workload", "namespace", "pods labelled", "may call", "what it is"), rows)
+    yield "Not pods:"
+    yield ""
+    outside = [
+        (f"`{name}`", ", ".join(at["ranges"]) or "said at installation", ", ".join(at.get("except", [])), at["says"])
+        for name, at in addresses.items()
+    ]
+    yield from _table(("address", "ranges", "without", "what it is"), outside)
+
+
+def _calls(workload: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    return sorted(workload.get("calls", {}).items())
+
+
+def _call(callee: str, called: dict[str, Any], names: list[str]) -> str:
+    protocols = "/".join(called.get("protocols", ["TCP"]))
+    ports = [f"{called['ports'][name]}/{protocols} ({name})" for name in names if called["ports"][name]]
+    return f"`{callee}` {', '.join(ports)}" if ports else ""
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in labels.items()) or "all"
 
 
 def _days(milliseconds: Any) -> str:

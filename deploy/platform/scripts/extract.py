@@ -1,0 +1,8 @@
+"""The stated name of a step that is in the image: the same as `marketdata extract …`."""
+
+import sys
+
+from marketdata.tasks.cli import main
+
+sys.argv.insert(1, "extract")
+main()
