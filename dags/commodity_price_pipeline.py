@@ -111,6 +111,7 @@ with DAG(
             None,
             type=["null", "string"],
             pattern="^[a-z]+(,[a-z]+)*$",
+            maxLength=100,
             title="Sources",
             description="In order, separated by commas: archive, files, api. Default: those of the installation.",
         ),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 RESULT_VARIABLE = "MARKETDATA_RESULT"
 """Names the file a command writes its result to, as JSON."""
 
-RESULT_FILE = "/airflow/xcom/return.json"
-"""Where the XCom sidecar looks for it."""
+RESULT_FILE = "/dev/termination-log"
+"""The container's termination message: Kubernetes keeps it in the pod's status, up to 4096 bytes."""
 
 TEMPORARY = "/tmp"  # noqa: S108 - the one writable folder of a pod
 
@@ -35,6 +35,9 @@ class SecretKey:
 SECRETS: Mapping[str, SecretKey] = {
     "KAFKA_BROKERS": SecretKey("production-credentials", "kafka_brokers", optional=False),
     "KAFKA_TOPIC": SecretKey("production-credentials", "kafka_topic", optional=False),
+    "KAFKA_USER": SecretKey("kafka-credentials", "user"),
+    "KAFKA_PASSWORD": SecretKey("kafka-credentials", "password"),
+    "KAFKA_CA": SecretKey("kafka-credentials", "ca"),
     "POSTGRES_DSN": SecretKey("postgres-credentials", "dsn"),
     "AWS_ACCESS_KEY_ID": SecretKey("lake-credentials", "access_key_id"),
     "AWS_SECRET_ACCESS_KEY": SecretKey("lake-credentials", "secret_access_key"),
@@ -62,8 +65,18 @@ PLAIN = (
 )
 """Variables that Airflow's own settings say, where they say anything."""
 
-NOT_FOR_PODS = ("MARKETDATA_HOME", "MARKETDATA_IMAGE", "PUSHGATEWAY_URL", "RUNBOOKS_URL")
-"""Settings of Airflow and of a laptop, which no command in a pod reads."""
+NOT_FOR_PODS = (
+    "MARKETDATA_HOME",
+    "MARKETDATA_IMAGE",
+    "PUSHGATEWAY_URL",
+    "RUNBOOKS_URL",
+    "ANALYTICS_TOPIC",
+    "ANALYTICS_GROUP",
+    "ANALYTICS_MEMBER",
+    "ANALYTICS_PORT",
+    "ANALYTICS_ALERT_PERCENT",
+)
+"""Settings of Airflow, of a laptop and of consumers, which no task's command reads."""
 
 
 def variables(settings: Settings, context: Context | None) -> list[k8s.V1EnvVar]:

@@ -6,8 +6,6 @@ and it ends as a container does, with everything it has started, also when the p
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import selectors
 import signal
@@ -15,9 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
@@ -26,8 +22,9 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s  # type: ignore[import-untyped]
 
 from marketdata.orchestration import container as first_process
+from marketdata.orchestration import output
 from marketdata.orchestration.environment import RESULT_FILE, TEMPORARY
-from marketdata.orchestration.output import last_words, readable
+from marketdata.orchestration.output import LARGEST_RESULT, Outcome, Transcript, last_words
 
 if TYPE_CHECKING:
     from airflow.sdk.types import Logger
@@ -42,29 +39,7 @@ GRACE_SECONDS = 3.0
 """Between SIGTERM and SIGKILL; Airflow kills a runner that takes longer than 5 s."""
 
 LONGEST_LINE = 64 * 1024
-LARGEST_RESULT = 64 * 1024
-"""In bytes. A result is a URI and a few counts."""
-
-SHOWN_LINES = 10_000
-"""After so many lines only warnings and errors reach the task's log."""
-
 _TICK_SECONDS = 0.2
-_LAST_LINES = 50
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a container ended.
-
-    Args:
-        exit_code: as a shell says it: 128 + number for a signal.
-        result: what the command handed over, None for nothing.
-        why: the reason in one line; empty after a success.
-    """
-
-    exit_code: int
-    result: Any = None
-    why: str = ""
 
 
 class LocalContainer:
@@ -79,12 +54,9 @@ class LocalContainer:
     def __init__(self, pod: k8s.V1Pod, *, secrets: Collection[str], log: Logger) -> None:
         self._container = next(c for c in pod.spec.containers if c.name == "base")
         self._deadline_seconds = float(pod.spec.active_deadline_seconds)
-        self._secrets = sorted(secrets, key=len, reverse=True)
-        self._log = log
+        self._transcript = Transcript(log, secrets)
         self._process: subprocess.Popen[bytes] | None = None
         self._killed_at: float | None = None
-        self._lines = 0
-        self._last: deque[str] = deque(maxlen=_LAST_LINES)
 
     def run(self) -> Outcome:
         """Run the command to its end.
@@ -94,7 +66,7 @@ class LocalContainer:
         """
         with TemporaryDirectory(prefix="marketdata-", ignore_cleanup_errors=True) as folder:
             own = Path(folder)
-            temporary, result = own / "tmp", own / "xcom" / "return.json"
+            temporary, result = own / "tmp", own / "result" / "result.json"
             temporary.mkdir()
             result.parent.mkdir()
             code, why = self._run(temporary, self._environment({TEMPORARY: temporary, RESULT_FILE: result}))
@@ -107,9 +79,10 @@ class LocalContainer:
 
     def kill(self) -> None:
         """Ask the command and all it has started to end; `run` sees that they do. A signal handler may call it."""
-        if self._process is not None and self._killed_at is None:
+        if self._killed_at is None:
             self._killed_at = time.monotonic()
-            _signal(self._process, signal.SIGTERM)
+            if self._process is not None:
+                _signal(self._process, signal.SIGTERM)
 
     def _environment(self, moved: dict[str, Path]) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ESSENTIALS if name in os.environ}
@@ -155,7 +128,7 @@ class LocalContainer:
             )
         if self._killed_at is not None:
             return 128 + signal.SIGTERM, "it was killed with its task"
-        return (code if code >= 0 else 128 - code), last_words(self._last)
+        return (code if code >= 0 else 128 - code), last_words(self._transcript.last)
 
     def _follow(self, process: subprocess.Popen[bytes], report: int, deadline: float) -> tuple[int, bool]:
         """Log what the command says until it and all it started have ended: its exit code, and if it was overdue."""
@@ -181,23 +154,10 @@ class LocalContainer:
                         _signal(process, signal.SIGKILL)
                         continue
                     for line in key.data.read():
-                        self._say(line)
+                        self._transcript.say(line)
                     if key.data.ended:
                         selector.unregister(key.fileobj)
         return code, overdue
-
-    def _say(self, line: str) -> None:
-        for secret in self._secrets:
-            line = line.replace(secret, "***")
-        self._last.append(line)
-        level, text = readable(line)
-        self._lines += 1
-        if self._lines == SHOWN_LINES + 1:
-            self._log.warning(
-                "The command has written %d lines; from here on only warnings and errors are shown.", SHOWN_LINES
-            )
-        if self._lines <= SHOWN_LINES or level >= logging.WARNING:
-            self._log.log(level, "%s", text)
 
 
 class _Lines:
@@ -243,12 +203,4 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None
     with path.open("rb") as file:
-        text = file.read(LARGEST_RESULT + 1)
-    if len(text) > LARGEST_RESULT:
-        raise AirflowException(
-            f"the command's result is larger than {LARGEST_RESULT} bytes; results name data, batches carry it"
-        )
-    try:
-        return json.loads(text) if text.strip() else None
-    except ValueError as error:
-        raise AirflowException(f"the command's result is no JSON: {error}") from None
+        return output.result(file.read(LARGEST_RESULT).decode(errors="replace"))

@@ -1,14 +1,28 @@
-"""What a command says on its way: its JSON log lines made readable, and its last words when it fails."""
+"""What a command says on its way and leaves at its end: log lines made readable, its result, its last words."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from marketdata.errors import NO_RETRY
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import Logger
+
+LARGEST_RESULT = 4096
+"""In bytes, what Kubernetes keeps of a container's termination message. A result is a URI and a few counts."""
+
+SHOWN_LINES = 10_000
+"""After so many lines only warnings and errors reach the task's log."""
+
+_LAST_LINES = 50
 
 _CONTEXT = frozenset({
     "timestamp", "level", "logger", "message", "job_name", "exchange", "layer", "tenant", "dataset",
@@ -23,9 +37,73 @@ _MEANING = {
     69: "a dependency is down",
     70: "a defect of ours",
     75: "try later",
-    137: "killed, perhaps out of memory",
+    137: "killed",
     143: "ended from outside",
 }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a container ended.
+
+    Args:
+        exit_code: as a shell says it: 128 + number for a signal.
+        result: what the command handed over, None for nothing.
+        why: the reason in one line; empty after a success.
+    """
+
+    exit_code: int
+    result: Any = None
+    why: str = ""
+
+
+class Transcript:
+    """Everything a command says, into the task's log.
+
+    Args:
+        log: the task's log.
+        secrets: values to strike out.
+    """
+
+    def __init__(self, log: Logger, secrets: Collection[str]) -> None:
+        self._log = log
+        self._secrets = sorted(secrets, key=len, reverse=True)
+        self._lines = 0
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+
+    @property
+    def last(self) -> list[str]:
+        """The last lines, as the command said them."""
+        return list(self._last)
+
+    def say(self, line: str) -> None:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        self._last.append(line)
+        level, text = readable(line)
+        self._lines += 1
+        if self._lines == SHOWN_LINES + 1:
+            self._log.warning(
+                "The command has written %d lines; from here on only warnings and errors are shown.", SHOWN_LINES
+            )
+        if self._lines <= SHOWN_LINES or level >= logging.WARNING:
+            self._log.log(level, "%s", text)
+
+
+def result(text: str) -> Any:
+    """What a command handed over, None for nothing.
+
+    Raises:
+        AirflowException: it is too large, or no JSON.
+    """
+    if len(text.encode()) >= LARGEST_RESULT:
+        raise AirflowException(
+            f"the command's result is not smaller than {LARGEST_RESULT} bytes; results name data, batches carry it"
+        )
+    try:
+        return json.loads(text) if text.strip() else None
+    except ValueError as error:
+        raise AirflowException(f"the command's result is no JSON: {error}") from None
 
 
 def readable(line: str) -> tuple[int, str]:
@@ -40,12 +118,6 @@ def readable(line: str) -> tuple[int, str]:
     if fields:
         text = f"{text} ({', '.join(fields)})"
     return level, "\n".join(filter(None, (text, event.get("exc_info"))))
-
-
-def formatted(_container: str, line: str) -> str:
-    """A line of a pod's log as text, for the provider's log reader."""
-    level, text = readable(line)
-    return text if level == logging.INFO else f"{logging.getLevelName(level)} {text}"
 
 
 def last_words(lines: Iterable[str]) -> str:

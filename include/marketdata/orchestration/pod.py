@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.container import get_container_status
-from airflow.providers.cncf.kubernetes.utils.xcom_sidecar import PodDefaults
 from airflow.sdk import BaseHook, TriggerRule
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
-from kubernetes.client import models as k8s  # type: ignore[import-untyped]
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowTaskTimeout,
+)
+from kubernetes.client import CoreV1Api  # type: ignore[import-untyped]
+from kubernetes.client import models as k8s
 
 from marketdata import settings
 from marketdata.errors import MarketdataError
-from marketdata.orchestration import environment, output, policy, profiles
+from marketdata.orchestration import cluster, environment, output, policy, profiles
+from marketdata.orchestration.cluster import ClusterPod
 from marketdata.orchestration.defaults import Tier
 from marketdata.orchestration.links import BatchLink, ReportLink
 from marketdata.orchestration.local import LocalContainer
 
 if TYPE_CHECKING:
+    from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
     from airflow.sdk import Context
 
 STARTUP_SECONDS = 300
@@ -33,6 +40,17 @@ _SET_HERE = frozenset(inspect.signature(KubernetesPodOperator.__init__).paramete
 """Everything the provider's operator can be told: a DAG author tells none of it, so none of it can be left out."""
 
 _RED = frozenset({"failed", "upstream_failed"})
+_OVER = frozenset({"success", "skipped", "removed", "restarting", *_RED})
+"""States of a task that somebody has put an end to. `restarting` is one that was cleared while it ran."""
+_STEM_LENGTH = 45
+"""Of a pod's name: with its digest and number it has to fit into the 63 characters of a host name."""
+
+
+class _Container(Protocol):
+    """What runs a pod's command: on a cluster or here."""
+
+    def run(self) -> output.Outcome: ...
+    def kill(self) -> None: ...
 
 
 class MarketdataPodOperator(KubernetesPodOperator):
@@ -73,30 +91,20 @@ class MarketdataPodOperator(KubernetesPodOperator):
             cmds=["marketdata"],
             security_context=policy.pod_security_context(),
             container_security_context=policy.container_security_context(),
-            xcom_sidecar_container_security_context=policy.container_security_context(),
             container_resources=k8s.V1ResourceRequirements(requests=compute.requests, limits=compute.limits),
             volumes=[k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource(size_limit=policy.TEMPORARY_SIZE))],
             volume_mounts=[k8s.V1VolumeMount(name="tmp", mount_path=environment.TEMPORARY)],
             active_deadline_seconds=compute.deadline_seconds,
-            startup_timeout_seconds=STARTUP_SECONDS,
-            # The provider's 5 s would be most of a short task's time.
-            startup_check_interval_seconds=1,
-            base_container_status_polling_interval=0.5,
-            get_logs=True,
-            container_name_log_prefix_enabled=False,
-            log_formatter=output.formatted,
-            log_events_on_failure=True,
-            # A pod's spec in a log or an alert helps nobody and shows too much.
-            log_pod_spec_on_failure=False,
-            # Kubernetes then keeps a failed command's last lines, which name the reason.
+            # Kubernetes then keeps a failed command's last lines, which name the reason, where it wrote no result.
             termination_message_policy="FallbackToLogsOnError",
-            do_xcom_push=True,
+            termination_grace_period=cluster.GRACE_SECONDS,
+            image_pull_policy="IfNotPresent",
+            priority_class_name=policy.priority_class(Tier(tier)),
+            # The name says which task of which run it is; a second pod of that name cannot be.
+            random_name_suffix=False,
+            # No sidecar, and no process that waits apart from the task: docs/adr/0013.
+            do_xcom_push=False,
             deferrable=False,
-            # A retry after its worker died takes over the pod that is still running.
-            durable=True,
-            on_finish_action="delete_succeeded_pod",
-            on_kill_action="delete_pod",
-            termination_grace_period=30,
             **kwargs,
         )
         self.command = command
@@ -104,22 +112,19 @@ class MarketdataPodOperator(KubernetesPodOperator):
         self.app = app
         self.tier = str(tier)
         self.profile = profile
-        self._local: LocalContainer | None = None
+        self._container: _Container | None = None
+        self._instance: Any = None
 
     def execute(self, context: Context) -> Any:
-        run = super().execute if self._has_cluster() else self._execute_here
-        if self.trigger_rule == TriggerRule.ALL_SUCCESS or self.downstream_task_ids:
-            return run(context)
-        before = self._failed_before(context)
+        decides = self.trigger_rule != TriggerRule.ALL_SUCCESS and not self.downstream_task_ids
+        before = self._failed_before(context) if decides else ""
         try:
-            result = run(context)
+            result = self._run(context)
         except AirflowException as error:
             if not before:
                 raise
             raise AirflowFailException(f"{error}; the run had failed before: {before}") from None
         if before:
-            if result is not None:
-                context["ti"].xcom_push("return_value", result)
             raise AirflowFailException(
                 f"{self.task_id} did its work, but the run has failed: {before}; the first of them says why"
             )
@@ -143,40 +148,27 @@ class MarketdataPodOperator(KubernetesPodOperator):
             "environment": current.environment,
             "tier": self.tier,
             "component": self.component,
+            "tenant": current.tenant,
+            "workflow": self.dag_id,
         }
-        self.name = self._set_name(f"{self.dag_id}-{self.component}")
+        self.name = self._stem(context)
         pod = super().build_pod_request_obj(context, dry_run=dry_run)
-        _bound_sidecar(pod)
+        pod.spec.containers[0].termination_message_path = environment.RESULT_FILE
         if broken := policy.violations(pod):
             raise AirflowFailException(f"pod of task {self.task_id} is not launched: {'; '.join(broken)}")
         return pod
 
-    def cleanup(
-        self,
-        pod: k8s.V1Pod,
-        remote_pod: k8s.V1Pod,
-        xcom_result: dict[str, Any] | None = None,
-        context: Context | None = None,
-    ) -> None:
-        """The provider's, with a failure told by the command's exit code and last words."""
-        try:
-            super().cleanup(pod, remote_pod, xcom_result, context)
-        except AirflowException as error:
-            status = get_container_status(remote_pod, self.base_container_name)
-            ended = status.state.terminated if status and status.state else None
-            if ended is None:
-                reason = (remote_pod.status and (remote_pod.status.message or remote_pod.status.reason)) or "unknown"
-                raise AirflowException(
-                    f"pod {remote_pod.metadata.name} ended before its command did: {reason}"
-                ) from error
-            why = output.last_words((ended.message or ended.reason or "").splitlines())
-            raise output.failure(self.component, ended.exit_code, why) from error
-
     def on_kill(self) -> None:
-        if self._local is not None:
-            self._local.kill()
-        else:
-            super().on_kill()
+        """What SIGTERM comes to: end what was started. A pod whose task goes on is left to the next try.
+
+        Raises:
+            AirflowException: this try ends, its pod does not.
+        """
+        self._killed = True
+        if isinstance(self._container, ClusterPod) and self._goes_on():
+            raise AirflowException(f"this try was told to end; pod {self._container.name} is left to the next one")
+        if self._container is not None:
+            self._container.kill()
 
     def _has_cluster(self) -> bool:
         """Whether a Kubernetes connection is set, in the environment, a secrets backend or Airflow.
@@ -194,16 +186,59 @@ class MarketdataPodOperator(KubernetesPodOperator):
             return False
         return True
 
-    def _execute_here(self, context: Context) -> Any:
+    def _run(self, context: Context) -> Any:
+        """Run the command, wherever it is to run; what it hands over is kept also when it fails."""
+        self._instance = context["ti"]
+        has_cluster = self._has_cluster()
+        # Only a cluster's client could tell the one thing a dry run leaves out, a label.
         pod = self.build_pod_request_obj(context, dry_run=True)
-        self._local = LocalContainer(pod, secrets=environment.credentials(settings.load()), log=self.log)
-        self.log.info("No cluster is connected: running here: marketdata %s", " ".join(self.command))
-        outcome = self._local.run()
-        if outcome.exit_code == 0:
-            return outcome.result
+        secrets = environment.credentials(settings.load())
+        words = "marketdata " + " ".join(self.command)
+        if has_cluster:
+            self.log.info("On the cluster: %s", words)
+            self._container = ClusterPod(
+                pod, connect=self._connect, startup_seconds=STARTUP_SECONDS, secrets=secrets, log=self.log
+            )
+        else:
+            self.log.info("No cluster is connected: running here: %s", words)
+            self._container = LocalContainer(pod, secrets=secrets, log=self.log)
+        if self._killed:
+            raise AirflowException(f"{self.task_id} was killed before anything was started")
+        try:
+            outcome = self._container.run()
+        except AirflowTaskTimeout:
+            self._container.kill()
+            self._container = None
+            raise
         if outcome.result is not None:
             context["ti"].xcom_push("return_value", outcome.result)
-        raise output.failure(self.component, outcome.exit_code, outcome.why)
+        if outcome.exit_code:
+            raise output.failure(self.component, outcome.exit_code, outcome.why)
+        return outcome.result
+
+    def _connect(self) -> CoreV1Api:
+        """A client of the cluster with the connection's credentials as they are now."""
+        return CoreV1Api(cast("KubernetesHook", self.hook).get_conn())
+
+    def _stem(self, context: Context | None) -> str:
+        """The name of a task's pods, but for their number: the same for every try."""
+        instance: Any = context["ti"] if context is not None else None
+        task = [self.dag_id, self.task_id, *([instance.run_id, str(instance.map_index)] if instance else [])]
+        digest = hashlib.sha256("\0".join(task).encode()).hexdigest()[:12]
+        readable = re.sub(r"[^a-z0-9]+", "-", f"{self.dag_id}-{self.component}".lower())
+        return f"{readable[:_STEM_LENGTH].strip('-')}-{digest}"
+
+    def _goes_on(self) -> bool:
+        """Whether Airflow still wants this task done: the end of a scheduler is not that of its tasks."""
+        instance = self._instance
+        try:
+            found = instance.get_task_states(dag_id=self.dag_id, task_ids=[self.task_id], run_ids=[instance.run_id])
+        except Exception as error:  # whatever goes wrong with asking, a pod too many is harmless and ends by itself
+            self.log.warning("Airflow does not say whether the task goes on: %s", error)
+            return True
+        states = found.get(instance.run_id, {})
+        key = self.task_id if instance.map_index < 0 else f"{self.task_id}_{instance.map_index}"
+        return key in states and states[key] not in _OVER
 
     def _failed_before(self, context: Context) -> str:
         """Tasks upstream that failed, as text; empty where all is well."""
@@ -214,15 +249,3 @@ class MarketdataPodOperator(KubernetesPodOperator):
         )
         states = found.get(instance.run_id, {})
         return ", ".join(f"{task} ({states[task]})" for task in upstream if states.get(task) in _RED)
-
-
-def _bound_sidecar(pod: k8s.V1Pod) -> None:
-    """Give the result's sidecar and its volume the bounds that the provider only takes from the connection."""
-    for container in pod.spec.containers:
-        if container.name == PodDefaults.SIDECAR_CONTAINER_NAME:
-            container.resources = k8s.V1ResourceRequirements(
-                requests=profiles.SIDECAR.requests, limits=profiles.SIDECAR.limits
-            )
-    for volume in pod.spec.volumes:
-        if volume.name == PodDefaults.VOLUME.name and volume.empty_dir is not None:
-            volume.empty_dir.size_limit = "1Mi"

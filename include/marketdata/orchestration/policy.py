@@ -12,7 +12,8 @@ from typing import Any
 from kubernetes.client import ApiClient  # type: ignore[import-untyped]
 from kubernetes.client import models as k8s
 
-from marketdata.orchestration.environment import SECRETS, TEMPORARY
+from marketdata.orchestration.defaults import Tier
+from marketdata.orchestration.environment import RESULT_FILE, SECRETS, TEMPORARY
 
 NAMESPACE = "production"
 SERVICE_ACCOUNT = "production-etl"
@@ -20,11 +21,16 @@ USER = 10001
 MAX_SECONDS = 3600
 TEMPORARY_SIZE = "256Mi"
 
-_LABELS = ("app", "environment", "tier", "component")
+LABELS = ("app", "environment", "tier", "component", "tenant", "workflow")
 _VOLUMES = {"emptyDir", "configMap", "secret"}
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|DSN|PRIVATE|(^|_)KEY($|_)", re.IGNORECASE)
 _CREDENTIAL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 _INSTALLS = re.compile(r"\bpip3?\s+install\b|\buv\s+(pip|add|sync)\b|\bapt(-get)?\s+install\b")
+
+
+def priority_class(tier: Tier) -> str:
+    """The PriorityClass of a tier's pods; the platform's chart makes them."""
+    return f"marketdata-{tier}"
 
 
 def pod_security_context() -> k8s.V1PodSecurityContext:
@@ -57,7 +63,7 @@ def violations(pod: k8s.V1Pod) -> list[str]:
 def _metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
     if metadata.get("namespace") != NAMESPACE:
         yield f"metadata.namespace must be {NAMESPACE}, not {metadata.get('namespace')}"
-    for label in _LABELS:
+    for label in LABELS:
         if not (metadata.get("labels") or {}).get(label):
             yield f"metadata.labels.{label} is missing"
 
@@ -70,6 +76,8 @@ def _spec(spec: Mapping[str, Any]) -> Iterator[str]:
     ):
         if spec.get(field) != wanted:
             yield f"spec.{field} must be {wanted}, not {spec.get(field)}"
+    if spec.get("priorityClassName") not in [priority_class(tier) for tier in Tier]:
+        yield f"spec.priorityClassName must be that of a tier, not {spec.get('priorityClassName')}"
     for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
         if spec.get(field):
             yield f"spec.{field} must not be set"
@@ -135,6 +143,10 @@ def _container(where: str, container: Mapping[str, Any]) -> Iterator[str]:
 def _base(base: Mapping[str, Any], volumes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     if not base.get("command"):
         yield "spec.containers[base].command is missing: the image's entry point is not relied on"
+    if base.get("terminationMessagePath") != RESULT_FILE:
+        yield f"spec.containers[base].terminationMessagePath must be {RESULT_FILE}: the result is read from there"
+    if base.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+        yield "spec.containers[base].terminationMessagePolicy must be FallbackToLogsOnError: it keeps the last words"
     mounted = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in base.get("volumeMounts") or []}
     if (mounted.get(TEMPORARY, {}).get("emptyDir") or {}).get("sizeLimit") != TEMPORARY_SIZE:
         yield f"spec.containers[base].volumeMounts: {TEMPORARY} must be an emptyDir of {TEMPORARY_SIZE}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kubernetes.utils import parse_quantity  # type: ignore[import-untyped]
+
 from marketdata.errors import UsageError
 
 
@@ -47,5 +49,8 @@ def get(name: str) -> ComputeProfile:
     return PROFILES[name]
 
 
-SIDECAR = ComputeProfile(("10m", "100m"), ("16Mi", "64Mi"), ("16Mi", "64Mi"), deadline_seconds=0)
-"""Of the container that hands the result over; it lives and ends with its pod."""
+def larger_than(memory: str) -> str:
+    """Name of the smallest profile with more memory than this quantity; empty where there is none."""
+    more = {name: parse_quantity(profile.memory[1]) for name, profile in PROFILES.items()}
+    larger = [name for name, limit in more.items() if limit > parse_quantity(memory)]
+    return min(larger, key=more.__getitem__, default="")

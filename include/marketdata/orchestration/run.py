@@ -114,7 +114,11 @@ def _end_when_told(dag_id: str, at: datetime) -> None:
     def wait() -> None:
         number = signal.sigwait(_ENDING)
         try:
+            from marketdata.orchestration import cluster
+
             scheduler.mark_failed(dag_id, _run_id(at))
+            # What runs here ends with this process.
+            cluster.kill_all()
             log.error("told to end: %s is marked as failed, nothing of it goes on", _run_id(at))
         finally:
             os._exit(128 + number)

@@ -53,7 +53,7 @@ def test_the_run_is_named_for_the_logs(settings_for: Callable[..., Settings]) ->
     given = {variable.name: variable.value for variable in environment.variables(settings_for(), context)}
     assert {name: value for name, value in given.items() if name.startswith("MARKETDATA_")} == {
         "MARKETDATA_DAG_ID": "d", "MARKETDATA_TASK_ID": "g.t", "MARKETDATA_RUN_ID": "manual__1",
-        "MARKETDATA_TRY_NUMBER": "2", "MARKETDATA_RESULT": "/airflow/xcom/return.json", "MARKETDATA_SOURCES": "archive",
+        "MARKETDATA_TRY_NUMBER": "2", "MARKETDATA_RESULT": "/dev/termination-log", "MARKETDATA_SOURCES": "archive",
     }  # fmt: skip
 
 

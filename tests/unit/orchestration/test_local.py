@@ -12,8 +12,9 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 
-from marketdata.orchestration import local
-from marketdata.orchestration.local import LocalContainer, Outcome
+from marketdata.orchestration import local, output
+from marketdata.orchestration.local import LocalContainer
+from marketdata.orchestration.output import Outcome
 from tests.fake_marketdata import Fake
 
 PodOf = Callable[..., k8s.V1Pod]
@@ -118,7 +119,7 @@ def test_a_command_that_is_not_there_is_said(tmp_path: Path, pod_of: PodOf, monk
 
 @pytest.mark.parametrize(
     ("result", "says"),
-    [("no json", "is no JSON"), (json.dumps(["x" * local.LARGEST_RESULT]), "larger than 65536 bytes")],
+    [("no json", "is no JSON"), (json.dumps(["x" * output.LARGEST_RESULT]), "not smaller than 4096 bytes")],
 )
 def test_a_result_that_is_none_fails_the_task(fake: Fake, pod_of: PodOf, result: str, says: str) -> None:
     fake.behave(extract={"result": result})
@@ -158,7 +159,7 @@ def test_a_secret_is_struck_out_of_everything_the_command_says(
 def test_a_flood_is_cut_short_and_its_errors_are_still_shown(
     fake: Fake, pod_of: PodOf, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "SHOWN_LINES", 100)
+    monkeypatch.setattr(output, "SHOWN_LINES", 100)
     fake.behave(
         extract={
             "code": "sys.stdout.write('x' * 5_000_000 + '\\n' + 'line\\n' * 50_000); print('error: at last')",

@@ -53,8 +53,3 @@ def test_last_words(lines: list[str], expected: str) -> None:
 )
 def test_readable(line: str, expected: tuple[int, str]) -> None:
     assert output.readable(line) == expected
-
-
-def test_a_pods_log_line_carries_its_level_as_a_word() -> None:
-    assert output.formatted("base", '{"level": "ERROR", "message": "m"}') == "ERROR m"
-    assert output.formatted("base", '{"level": "INFO", "message": "m"}') == "m"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +12,15 @@ from typing import Any
 import pytest
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 from kubernetes.client import models as k8s
 
 from marketdata import settings
 from marketdata.errors import UsageError
 from marketdata.orchestration import environment, policy, profiles
+from marketdata.orchestration.cluster import ClusterPod
 from marketdata.orchestration.defaults import Tier
+from marketdata.orchestration.output import Outcome
 from marketdata.orchestration.pod import MarketdataPodOperator
 
 pytestmark = pytest.mark.usefixtures("clean_settings")
@@ -94,7 +98,10 @@ def test_identity_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert built.metadata.namespace == "production"
     assert built.spec.service_account_name == "production-etl"
     assert built.spec.automount_service_account_token is False
-    wanted = {"app": "commodity-pipeline", "environment": "production", "tier": "critical", "component": "extract"}
+    wanted = {
+        "app": "commodity-pipeline", "environment": "production", "tier": "critical", "component": "extract",
+        "tenant": "default", "workflow": "some-dag",
+    }  # fmt: skip
     assert wanted.items() <= built.metadata.labels.items()
 
 
@@ -104,7 +111,7 @@ def test_contexts_are_exactly_those_of_the_specification() -> None:
         run_as_non_root=True, run_as_user=10001, run_as_group=10001, fs_group=10001,
         fs_group_change_policy="OnRootMismatch", seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
     )  # fmt: skip
-    assert [c.name for c in built.spec.containers] == ["base", "airflow-xcom-sidecar"]
+    assert [c.name for c in built.spec.containers] == ["base"]
     for each in built.spec.containers:
         assert each.security_context == k8s.V1SecurityContext(
             allow_privilege_escalation=False, read_only_root_filesystem=True, privileged=False,
@@ -116,16 +123,36 @@ def test_contexts_are_exactly_those_of_the_specification() -> None:
 def test_the_command_is_the_images_program_with_the_authors_words() -> None:
     base = container(pod())
     assert (base.command, base.args) == (["marketdata"], SAID["command"])
-    assert {mount.mount_path for mount in base.volume_mounts} == {"/tmp", "/airflow/xcom"}  # noqa: S108
+    assert {mount.mount_path for mount in base.volume_mounts} == {"/tmp"}  # noqa: S108
 
 
-def test_clean_up_and_takeover() -> None:
-    task = operator()
-    assert task.on_finish_action == "delete_succeeded_pod"
-    assert task.on_kill_action == "delete_pod"
-    assert task.durable
-    assert task.startup_timeout_seconds == 300
-    assert not task.log_pod_spec_on_failure
+def test_every_try_of_a_task_names_its_pods_alike_and_no_two_tasks_do() -> None:
+    def name(**said: Any) -> str:
+        instance = {"dag_id": "some-dag", "task_id": "t", "run_id": "r", "map_index": -1, "try_number": 1, **said}
+        with DAG("some-dag", schedule=None) as dag:
+            task = MarketdataPodOperator(**{**SAID, "task_id": instance["task_id"]})
+        context: Any = {"ti": SimpleNamespace(**instance), "run_id": instance["run_id"], "dag": dag}
+        return str(task.build_pod_request_obj(context, dry_run=True).metadata.name)
+
+    assert name(try_number=1) == name(try_number=2)
+    different = [{}, {"run_id": "s"}, {"task_id": "u"}, {"map_index": 0}, {"map_index": 1}]
+    assert len({name(**said) for said in different}) == len(different)
+    assert all(len(name(**said)) <= 63 - len("-99") for said in different)
+
+
+def test_a_pods_name_fits_however_long_its_dags_is() -> None:
+    with DAG("a-very-long-name-" * 10, schedule=None):
+        task = MarketdataPodOperator(**SAID)
+    name = task.build_pod_request_obj(dry_run=True).metadata.name
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+    assert len(name) <= 63 - len("-99")
+
+
+def test_the_result_goes_where_the_cluster_keeps_it() -> None:
+    base = container(pod())
+    told = {variable.name: variable.value for variable in base.env}
+    assert base.termination_message_path == told["MARKETDATA_RESULT"] == "/dev/termination-log"
+    assert base.termination_message_policy == "FallbackToLogsOnError"
 
 
 @pytest.mark.parametrize(
@@ -185,53 +212,120 @@ class TestWhereItRuns:
             operator()._has_cluster()
 
 
-class TestFailureOnKubernetes:
-    """What the provider calls at the end of a pod, with the pod as the cluster returns it."""
+class TestOutcome:
+    """What becomes of a task whose pod has ended, wherever it ran."""
+
+    class Ended:
+        def __init__(self, outcome: Outcome) -> None:
+            self.outcome = outcome
+            self.killed = False
+
+        def run(self) -> Outcome:
+            return self.outcome
+
+        def kill(self) -> None:
+            self.killed = True
+
+    @pytest.fixture(params=["cluster", "laptop"])
+    def end(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+        """Runs a task whose pod ends like this: what it returns and what it pushes."""
+
+        def end(outcome: Outcome) -> tuple[Any, dict[str, Any]]:
+            task, pushed = operator(), {}
+            monkeypatch.setattr(task, "_has_cluster", lambda: request.param == "cluster")
+            monkeypatch.setattr(task, "allow_nested_operators", True)
+            runner = "ClusterPod" if request.param == "cluster" else "LocalContainer"
+            monkeypatch.setattr(f"marketdata.orchestration.pod.{runner}", lambda *_, **__: self.Ended(outcome))
+            instance = SimpleNamespace(
+                dag_id="some-dag", task_id="t", run_id="r", map_index=-1, try_number=1, xcom_push=pushed.__setitem__
+            )
+            context: Any = {"ti": instance, "run_id": "r", "dag": task.dag}
+            try:
+                return task.execute(context), pushed
+            except AirflowException as error:
+                return error, pushed
+
+        return end
+
+    def test_success(self, end: Callable[..., Any]) -> None:
+        assert end(Outcome(0, {"rows": 1})) == ({"rows": 1}, {"return_value": {"rows": 1}})
+
+    def test_a_command_may_hand_over_nothing(self, end: Callable[..., Any]) -> None:
+        assert end(Outcome(0, None)) == (None, {})
+
+    @pytest.mark.parametrize("code", [64, 65])
+    def test_no_other_try(self, end: Callable[..., Any], code: int) -> None:
+        error, pushed = end(Outcome(code, {"batch": "file:///verdict"}, "7 % refused (fix: look)"))
+        assert type(error) is AirflowFailException
+        assert re.fullmatch(rf"marketdata extract failed \(exit {code}: .*\): 7 % refused \(fix: look\)", str(error))
+        assert pushed == {"return_value": {"batch": "file:///verdict"}}, "what it says is kept"
+
+    @pytest.mark.parametrize("code", [1, 69, 70, 75, 137, 143])
+    def test_another_try(self, end: Callable[..., Any], code: int) -> None:
+        error, _ = end(Outcome(code, None, "no brokers"))
+        assert type(error) is AirflowException
+        assert str(error).endswith("no brokers")
+
+    def test_a_task_that_is_killed_kills_what_it_started(self) -> None:
+        task = operator()
+        task.on_kill()
+        task._container = self.Ended(Outcome(0))
+        task.on_kill()
+        assert task._container.killed
+
+    def test_a_task_that_takes_too_long_kills_what_it_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Endless(self.Ended):  # type: ignore[name-defined, misc]
+            def run(self) -> Outcome:
+                raise AirflowTaskTimeout("too long")
+
+        task, endless = operator(), Endless(Outcome(0))
+        monkeypatch.setattr(task, "_has_cluster", lambda: False)
+        monkeypatch.setattr("marketdata.orchestration.pod.LocalContainer", lambda *_, **__: endless)
+        instance = SimpleNamespace(dag_id="some-dag", task_id="t", run_id="r", map_index=-1, try_number=1)
+        context: Any = {"ti": instance, "run_id": "r", "dag": task.dag}
+        with pytest.raises(AirflowTaskTimeout):
+            task._run(context)
+        assert endless.killed
+        task.on_kill()
+
+
+class TestToldToEnd:
+    """SIGTERM reaches a task that somebody has ended, and one whose scheduler has died: only the first is over."""
 
     @pytest.fixture
     def task(self, monkeypatch: pytest.MonkeyPatch) -> MarketdataPodOperator:
         task = operator()
-        for quiet in ("is_istio_enabled", "patch_already_checked", "process_pod_deletion"):
-            monkeypatch.setattr(task, quiet, lambda *_, **__: False)
-        for reader in ("_read_pod_events", "_read_pod_container_states"):
-            monkeypatch.setattr(task, reader, lambda *_, **__: None)
+        task._container = ClusterPod.__new__(ClusterPod)
+        task._container.name = "the-pod"
+        self.killed: list[str] = []
+        monkeypatch.setattr(ClusterPod, "kill", lambda pod: self.killed.append(pod.name))
         return task
 
-    def ended(self, code: int | None, message: str = "", reason: str = "Error", phase: str = "Failed") -> k8s.V1Pod:
-        terminated = (
-            None if code is None else k8s.V1ContainerStateTerminated(exit_code=code, message=message, reason=reason)
-        )
-        status = k8s.V1ContainerStatus(
-            name="base", image="i", image_id="i", ready=False, restart_count=0,
-            state=k8s.V1ContainerState(terminated=terminated),
-        )  # fmt: skip
-        return k8s.V1Pod(
-            metadata=k8s.V1ObjectMeta(name="some-pod"),
-            status=k8s.V1PodStatus(phase=phase, container_statuses=[status], reason=reason if code is None else None),
-        )
+    def airflow_says(self, states: dict[str, Any], map_index: int = -1) -> Any:
+        return SimpleNamespace(run_id="r", map_index=map_index, get_task_states=lambda **_: {"r": states})
 
-    def test_success(self, task: MarketdataPodOperator) -> None:
-        task.cleanup(self.ended(0), self.ended(0, phase="Succeeded"))
+    @pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", "removed"])
+    def test_what_is_over_takes_its_pod_with_it(self, task: MarketdataPodOperator, state: str) -> None:
+        task._instance = self.airflow_says({"t": state})
+        task.on_kill()
+        assert self.killed == ["the-pod"]
 
-    @pytest.mark.parametrize(("code", "kind"), [(64, AirflowFailException), (65, AirflowFailException)])
-    def test_no_other_try(self, task: MarketdataPodOperator, code: int, kind: type[Exception]) -> None:
-        remote = self.ended(code, '{"level": "INFO", "message": "x"}\nerror: 7 % refused\n  fix: look\n')
-        with pytest.raises(kind, match=rf"marketdata extract failed \(exit {code}: .*7 % refused \(fix: look\)"):
-            task.cleanup(remote, remote)
+    def test_what_is_not_there_any_more_takes_its_pod_with_it(self, task: MarketdataPodOperator) -> None:
+        task._instance = self.airflow_says({})
+        task.on_kill()
+        assert self.killed == ["the-pod"]
 
-    @pytest.mark.parametrize("code", [1, 69, 70, 75])
-    def test_another_try(self, task: MarketdataPodOperator, code: int) -> None:
-        with pytest.raises(AirflowException, match=rf"exit {code}.*no brokers") as raised:
-            task.cleanup(self.ended(code, "error: no brokers"), self.ended(code, "error: no brokers"))
-        assert not isinstance(raised.value, AirflowFailException)
+    @pytest.mark.parametrize("state", [None, "scheduled", "queued", "running", "up_for_retry"])
+    def test_what_goes_on_leaves_its_pod_to_the_next_try(self, task: MarketdataPodOperator, state: str | None) -> None:
+        for task._instance in (self.airflow_says({"t": state}), self.airflow_says({"t_4": state}, map_index=4)):
+            with pytest.raises(AirflowException, match="pod the-pod is left to the next one"):
+                task.on_kill()
+        assert not self.killed
 
-    def test_out_of_memory_is_named(self, task: MarketdataPodOperator) -> None:
-        with pytest.raises(AirflowException, match=r"exit 137: killed.*OOMKilled"):
-            task.cleanup(self.ended(137, reason="OOMKilled"), self.ended(137, reason="OOMKilled"))
-
-    def test_a_pod_that_never_ran_is_named_with_the_clusters_reason(self, task: MarketdataPodOperator) -> None:
-        with pytest.raises(AirflowException, match="pod some-pod ended before its command did: DeadlineExceeded"):
-            task.cleanup(self.ended(None, reason="DeadlineExceeded"), self.ended(None, reason="DeadlineExceeded"))
+    def test_nor_is_it_killed_where_airflow_gives_no_answer(self, task: MarketdataPodOperator) -> None:
+        with pytest.raises(AirflowException, match="left to the next one"):
+            task.on_kill()
+        assert not self.killed
 
 
 class TestTheLastTask:
@@ -249,32 +343,26 @@ class TestTheLastTask:
         return last
 
     def context(self, **states: str) -> Any:
-        pushed: dict[str, Any] = {}
         return {
             "ti": SimpleNamespace(
-                run_id="r",
-                get_task_states=lambda dag_id, task_ids, run_ids: {"r": {t: states[t] for t in task_ids}},
-                xcom_push=lambda key, value: pushed.__setitem__(key, value),
-                pushed=pushed,
+                run_id="r", get_task_states=lambda dag_id, task_ids, run_ids: {"r": {t: states[t] for t in task_ids}}
             )
         }
 
     def test_green_after_green(self, last: MarketdataPodOperator, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(last, "_execute_here", lambda _: {"rows": 1})
+        monkeypatch.setattr(last, "_run", lambda _: {"rows": 1})
         assert last.execute(self.context(first="success", middle="skipped")) == {"rows": 1}
 
     def test_never_green_after_red(self, last: MarketdataPodOperator, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(last, "_execute_here", lambda _: {"rows": 1})
-        context = self.context(first="failed", middle="upstream_failed")
+        monkeypatch.setattr(last, "_run", lambda _: {"rows": 1})
         with pytest.raises(AirflowFailException, match=r"first \(failed\), middle \(upstream_failed\)"):
-            last.execute(context)
-        assert context["ti"].pushed == {"return_value": {"rows": 1}}, "what it found is kept"
+            last.execute(self.context(first="failed", middle="upstream_failed"))
 
     def test_both_reasons_are_told(self, last: MarketdataPodOperator, monkeypatch: pytest.MonkeyPatch) -> None:
         def fails(_: Any) -> None:
             raise AirflowException("no batch")
 
-        monkeypatch.setattr(last, "_execute_here", fails)
+        monkeypatch.setattr(last, "_run", fails)
         with pytest.raises(AirflowFailException, match=r"no batch; the run had failed before: first \(failed\)"):
             last.execute(self.context(first="failed", middle="success"))
 

@@ -31,16 +31,17 @@ def base(pod: k8s.V1Pod) -> k8s.V1Container:
     return pod.spec.containers[0]
 
 
-def sidecar(pod: k8s.V1Pod) -> k8s.V1Container:
-    return pod.spec.containers[1]
-
-
 Mutate = Callable[[k8s.V1Pod], object]
 MUTANTS: dict[str, tuple[str, Mutate]] = {
     "namespace": ("metadata.namespace", lambda p: setattr(p.metadata, "namespace", "default")),
     "account": ("spec.serviceAccountName", lambda p: setattr(p.spec, "service_account_name", None)),
     "token": ("spec.automountServiceAccountToken", lambda p: setattr(p.spec, "automount_service_account_token", None)),
     "restart": ("spec.restartPolicy", lambda p: setattr(p.spec, "restart_policy", "OnFailure")),
+    "no priority": ("spec.priorityClassName", lambda p: setattr(p.spec, "priority_class_name", None)),
+    "the cluster's priority": ("spec.priorityClassName", lambda p: setattr(
+        p.spec, "priority_class_name", "system-node-critical")),
+    "result elsewhere": ("terminationMessagePath", lambda p: setattr(base(p), "termination_message_path", "/dev/null")),
+    "no last words": ("terminationMessagePolicy", lambda p: setattr(base(p), "termination_message_policy", "File")),
     "host network": ("spec.hostNetwork", lambda p: setattr(p.spec, "host_network", True)),
     "host pid": ("spec.hostPID", lambda p: setattr(p.spec, "host_pid", True)),
     "host ipc": ("spec.hostIPC", lambda p: setattr(p.spec, "host_ipc", True)),
@@ -79,10 +80,16 @@ MUTANTS: dict[str, tuple[str, Mutate]] = {
         k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name="s"))])),
     "host port": ("ports.hostPort", lambda p: setattr(base(p), "ports", [
         k8s.V1ContainerPort(container_port=80, host_port=80)])),
+    "added capability": ("spec.containers[base].securityContext.capabilities", lambda p: setattr(
+        base(p).security_context.capabilities, "add", ["NET_ADMIN"])),
+    "no container context": ("spec.containers[base].securityContext.privileged", lambda p: setattr(
+        base(p), "security_context", None)),
+    "soft sidecar": ("spec.containers[proxy].resources.limits.memory", lambda p: p.spec.containers.append(
+        k8s.V1Container(name="proxy", image="a:1", security_context=policy.container_security_context()))),
     "soft init container": ("spec.initContainers[setup].securityContext.privileged", lambda p: setattr(
         p.spec, "init_containers", [k8s.V1Container(name="setup", image="a:1")])),
 }  # fmt: skip
-for label in ("app", "environment", "tier", "component"):
+for label in ("app", "environment", "tier", "component", "tenant", "workflow"):
     MUTANTS[f"label {label}"] = (f"metadata.labels.{label}", lambda p, label=label: p.metadata.labels.pop(label))
 for field in k8s.V1PodSecurityContext.attribute_map:
     if getattr(policy.pod_security_context(), field) is not None:
@@ -90,32 +97,22 @@ for field in k8s.V1PodSecurityContext.attribute_map:
             f"spec.securityContext.{k8s.V1PodSecurityContext.attribute_map[field]}",
             lambda p, field=field: setattr(p.spec.security_context, field, None),
         )
-for which, name in ((base, "base"), (sidecar, "airflow-xcom-sidecar")):
-    where = f"spec.containers[{name}]"
-    for field in ("allow_privilege_escalation", "read_only_root_filesystem", "privileged", "capabilities"):
-        MUTANTS[f"{name} without {field}"] = (
-            f"{where}.securityContext.{k8s.V1SecurityContext.attribute_map[field]}",
-            lambda p, which=which, field=field: setattr(which(p).security_context, field, None),
-        )
-    MUTANTS[f"{name} with an added capability"] = (
-        f"{where}.securityContext.capabilities",
-        lambda p, which=which: setattr(which(p).security_context.capabilities, "add", ["NET_ADMIN"]),
+for field in ("allow_privilege_escalation", "read_only_root_filesystem", "privileged", "capabilities"):
+    MUTANTS[f"container without {field}"] = (
+        f"spec.containers[base].securityContext.{k8s.V1SecurityContext.attribute_map[field]}",
+        lambda p, field=field: setattr(base(p).security_context, field, None),
     )
-    for field, value in (("run_as_user", 0), ("run_as_non_root", False)):
-        MUTANTS[f"{name} with {field} {value}"] = (
-            f"{where}.securityContext.{k8s.V1SecurityContext.attribute_map[field]}",
-            lambda p, which=which, field=field, value=value: setattr(which(p).security_context, field, value),
-        )
-    MUTANTS[f"{name} without context"] = (
-        f"{where}.securityContext.privileged",
-        lambda p, which=which: setattr(which(p), "security_context", None),
+for field, value in (("run_as_user", 0), ("run_as_non_root", False)):
+    MUTANTS[f"container with {field} {value}"] = (
+        f"spec.containers[base].securityContext.{k8s.V1SecurityContext.attribute_map[field]}",
+        lambda p, field=field, value=value: setattr(base(p).security_context, field, value),
     )
-    for kind in ("requests", "limits"):
-        for resource in ("cpu", "memory", "ephemeral-storage"):
-            MUTANTS[f"{name} without {kind}.{resource}"] = (
-                f"{where}.resources.{kind}.{resource}",
-                lambda p, which=which, kind=kind, resource=resource: getattr(which(p).resources, kind).pop(resource),
-            )
+for kind in ("requests", "limits"):
+    for resource in ("cpu", "memory", "ephemeral-storage"):
+        MUTANTS[f"container without {kind}.{resource}"] = (
+            f"spec.containers[base].resources.{kind}.{resource}",
+            lambda p, kind=kind, resource=resource: getattr(base(p).resources, kind).pop(resource),
+        )
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
