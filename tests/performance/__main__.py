@@ -19,11 +19,14 @@ from rich.table import Table
 
 from marketdata import engines, settings
 from marketdata.settings import CHECKOUT
+from tests.engines.kubernetes.cluster import why_not
 from tests.performance import (
     bench_alerts,
+    bench_image,
     bench_load,
     bench_parse,
     bench_plugins,
+    bench_pods,
     bench_publish,
     bench_run,
     bench_transform,
@@ -167,6 +170,41 @@ def alerts() -> tuple[Any, list[Figure]]:
     ]  # fmt: skip
 
 
+def pods() -> tuple[Any, list[Figure]]:
+    if reason := why_not():
+        return {}, [Figure(f"pods on a cluster: {reason}", "not measured", "", 0, "printed", True)]
+    found = bench_pods.run()
+    full = f"pods a minute until {found['pods_until_full']} fill the node"
+    return found, [
+        at_most(
+            "a task as a pod over the bare pod", f"{found['operator']} s",
+            f"bare {found['bare']} s, stock operator {found['stock']} s", found["operator"] / found["bare"], 1.2,
+        ),
+        Figure("a run of five pods, trigger to success", f"{found['five_in_a_row']} s", "", 0, "printed", True),
+        Figure(full, str(found["pods_a_minute"]), "", 0, "printed", True),
+    ]  # fmt: skip
+
+
+def image() -> tuple[Any, list[Figure]]:
+    if reason := why_not():
+        return {}, [Figure(f"the task image: {reason}", "not measured", "", 0, "printed", True)]
+    found = bench_image.run()
+    size, small = found["megabytes"], found["compressed_megabytes"]
+    empty, *ours = found["seconds_to_first_line"].items()
+    return found, [
+        Figure(
+            "task image, compressed", f"{small['image']:,.0f} MB", f"base {small['image'] - small['added']:,.0f} MB",
+            round(small["image"] / (small["image"] - small["added"]), 1), "printed", True,
+        ),
+        Figure("task image, unpacked", f"{size['image']:,.0f} MB", "", 0, "printed", True),
+        *(
+            Figure(f"container start to first line: {name}", f"{seconds:.2f} s", f"{empty[0]} {empty[1]:.2f} s",
+                   round(seconds / empty[1], 1), "printed", True)
+            for name, seconds in ours
+        ),
+    ]  # fmt: skip
+
+
 BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "parse": parse,
     "transform": transform,
@@ -176,6 +214,8 @@ BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "run": run,
     "plugins": plugins,
     "alerts": alerts,
+    "pods": pods,
+    "image": image,
 }
 
 

@@ -1,29 +1,41 @@
-"""How fast a batch is published, beside a bare producer loop over ready bytes on the same broker in the same run.
+"""How fast a batch is published, beside a bare producer loop over ready bytes on the same brokers in the same run.
 
-``python tests/performance/bench_publish.py --rows 1000000`` needs engines that are up (`marketdata engines up`).
+``python -m tests.performance.bench_publish --rows 1000000`` needs engines that are up (`marketdata engines up`);
+``--three`` takes three brokers of its own, with replication 3, and what else people publish with beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from marketdata import datasets
 from marketdata.batches import Batch, Interval, Lake, Manifest
-from marketdata.settings import Settings, load
+from marketdata.settings import CHECKOUT, Settings, load
 
 DATASET = datasets.COMMODITY_PRICES
 BARE_ROWS = 1_000_000
 """Most messages of the bare loop, which holds them all."""
+
+THREE_ROWS = 300_000
+BURST_ROWS = 100_000
+OTHER_BYTES = 150
+OTHER_MESSAGES = 300_000
+SLOW_MESSAGES = 50_000
+"""Of clients that take minutes for more."""
 
 ROUNDS = 3
 """Other work on the machine comes and goes: the median round counts."""
@@ -54,6 +66,48 @@ def run(rows: int, settings: Settings) -> dict[str, Any]:
         "ratio": ratio,
         "ratios": [one[0] for one in rounds],
     }
+
+
+def run_three(settings: Settings) -> dict[str, Any]:
+    """On three brokers: publishing against a bare loop within one transaction, the burst, and other clients.
+
+    Returns:
+        ``ratio``: `THREE_ROWS` records published, against the same bytes sent by a bare loop, both in one transaction;
+        ``burst``: seconds for `BURST_ROWS` records; ``others``: messages/s of `OTHER_BYTES` bytes by client, None
+        where it is not installed.
+    """
+    from tests.engines.kafka import brokers
+
+    with tempfile.TemporaryDirectory(prefix="marketdata-bench-") as folder, brokers(Path(folder)) as cluster:
+        three = settings.model_copy(update={"kafka_brokers": cluster.addresses})
+        batch, burst = (_step("make", three, str(rows))["uri"] for rows in (THREE_ROWS, BURST_ROWS))
+        rounds = []
+        for _ in range(ROUNDS):
+            with _topics(three) as own:
+                alone = _step("bare_transaction", own, batch)
+            with _topics(three) as own:
+                published = _step("publish", own, batch)
+            rounds.append((published["rows_per_second"] / alone["rows_per_second"], published, alone))
+        rounds.sort(key=lambda one: one[0])
+        ratio, published, alone = rounds[len(rounds) // 2]
+        bursts = []
+        for _ in range(ROUNDS):
+            with _topics(three) as own:
+                bursts.append(_step("publish", own, burst)["seconds"]["total"])
+        others = {}
+        for name, measure in OTHERS.items():
+            with _topics(three) as own:
+                others[name] = measure(own)
+        return {
+            "rows": THREE_ROWS,
+            "publish": published,
+            "bare": alone,
+            "ratio": ratio,
+            "ratios": [one[0] for one in rounds],
+            "burst": {"rows": BURST_ROWS, "seconds": sorted(bursts)},
+            "others": others,
+            "load": os.getloadavg()[0],
+        }
 
 
 def make(settings: Settings, rows: int) -> dict[str, Any]:
@@ -106,6 +160,15 @@ def publish(settings: Settings, batch: Batch) -> dict[str, Any]:
 
 def bare(settings: Settings, batch: Batch) -> dict[str, Any]:
     """The least a Python producer can do: the same settings, bytes that are ready, produce and poll."""
+    return _bare(settings, batch, None)
+
+
+def bare_transaction(settings: Settings, batch: Batch) -> dict[str, Any]:
+    """The same in one transaction, from its beginning to its commit."""
+    return _bare(settings, batch, uuid.uuid4().hex)
+
+
+def _bare(settings: Settings, batch: Batch, transactional_id: str | None) -> dict[str, Any]:
     from confluent_kafka import Producer
 
     from marketdata.streaming.encode import messages
@@ -120,9 +183,13 @@ def bare(settings: Settings, batch: Batch) -> dict[str, Any]:
             if len(ready) >= BARE_ROWS:
                 break
     del ready[BARE_ROWS:]
-    producer = Producer(producer_settings(settings, None, []))
+    producer = Producer(producer_settings(settings, transactional_id, []))
     topic = settings.kafka_topic
+    if transactional_id:
+        producer.init_transactions(30)
     began = time.perf_counter()
+    if transactional_id:
+        producer.begin_transaction()
     for key, value in ready:
         while True:
             try:
@@ -132,7 +199,115 @@ def bare(settings: Settings, batch: Batch) -> dict[str, Any]:
                 producer.poll(0.05)
         producer.poll(0)
     producer.flush()
-    return {"rows_per_second": len(ready) / (time.perf_counter() - began)}
+    if transactional_id:
+        producer.commit_transaction(30)
+    return {
+        "rows_per_second": len(ready) / (time.perf_counter() - began),
+        "bytes_per_message": round(sum(len(value) for _, value in ready) / len(ready)),
+    }
+
+
+def _confluent(settings: Settings) -> float:
+    """confluent-kafka, set up as ours but without a transaction."""
+    from confluent_kafka import Producer
+
+    from marketdata.streaming.publish import producer_settings
+
+    producer = Producer(producer_settings(settings, None, []))
+    messages = _short_messages(OTHER_MESSAGES)
+    began = time.perf_counter()
+    for key, value in messages:
+        while True:
+            try:
+                producer.produce(settings.kafka_topic, value, key)
+                break
+            except BufferError:
+                producer.poll(0.05)
+        producer.poll(0)
+    producer.flush()
+    return len(messages) / (time.perf_counter() - began)
+
+
+def _java(settings: Settings) -> float:
+    """Kafka's own ``ProducerPerformance``, its start not counted; its messages have no key."""
+    from marketdata.engines.kafka import _java as java
+
+    command = [
+        *java(print), "org.apache.kafka.tools.ProducerPerformance", "--topic", settings.kafka_topic,
+        "--num-records", str(OTHER_MESSAGES), "--record-size", str(OTHER_BYTES), "--throughput", "-1",
+        "--producer-props", f"bootstrap.servers={settings.kafka_brokers}", "acks=all", "enable.idempotence=true",
+        "compression.type=lz4", "linger.ms=10",
+    ]  # fmt: skip
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(re.findall(r"([\d.]+) records/sec", told)[-1])
+
+
+def _aiokafka(settings: Settings) -> float | None:
+    return _in_other_environment(_AIOKAFKA, settings, OTHER_MESSAGES)
+
+
+def _kafka_python(settings: Settings) -> float | None:
+    return _in_other_environment(_KAFKA_PYTHON, settings, SLOW_MESSAGES)
+
+
+def _in_other_environment(script: str, settings: Settings, count: int) -> float | None:
+    """Messages/s of a client that is no dependency of ours; None where its environment is not there."""
+    python = CHECKOUT / "build" / "other-clients" / "bin" / "python"
+    if not python.exists():
+        return None
+    ran = subprocess.run(
+        [str(python), "-c", script, settings.require("kafka_brokers"), settings.kafka_topic],
+        input=json.dumps([(key.decode(), value.decode()) for key, value in _short_messages(count)]),
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return float(ran.stdout)
+
+
+def _short_messages(count: int) -> list[tuple[bytes, bytes]]:
+    names = [b"Gold", b"Silver", b"Copper", b"Oil", b"Natural Gas"]
+    values = (
+        json.dumps({"commodity": names[i % 5].decode(), "price": i % 99991 / 7, "timestamp": 1767225600000000 + i})
+        for i in range(count)
+    )
+    return [(names[i % 5], f'{value[:-1]}, "x": "{"":.<{OTHER_BYTES}}'.encode()[: OTHER_BYTES - 2] + b'"}')
+            for i, value in enumerate(values)]  # fmt: skip
+
+
+OTHERS = {
+    "confluent-kafka": _confluent,
+    "Java ProducerPerformance": _java,
+    "aiokafka": _aiokafka,
+    "kafka-python": _kafka_python,
+}
+
+_AIOKAFKA = """
+import asyncio, json, sys, time
+from aiokafka import AIOKafkaProducer
+brokers, topic = sys.argv[1:]
+messages = [(key.encode(), value.encode()) for key, value in json.load(sys.stdin)]
+async def main():
+    producer = AIOKafkaProducer(bootstrap_servers=brokers, acks="all", enable_idempotence=True, linger_ms=10)
+    await producer.start()
+    began = time.perf_counter()
+    for key, value in messages:
+        last = await producer.send(topic, value, key)
+    await producer.flush()
+    print(len(messages) / (time.perf_counter() - began))
+    await producer.stop()
+asyncio.run(main())
+"""
+_KAFKA_PYTHON = """
+import json, sys, time
+from kafka import KafkaProducer
+brokers, topic = sys.argv[1:]
+messages = [(key.encode(), value.encode()) for key, value in json.load(sys.stdin)]
+producer = KafkaProducer(bootstrap_servers=brokers, acks="all", enable_idempotence=True, linger_ms=10)
+began = time.perf_counter()
+for key, value in messages:
+    producer.send(topic, value, key)
+producer.flush()
+print(len(messages) / (time.perf_counter() - began))
+"""
 
 
 def _step(name: str, settings: Settings, argument: str) -> dict[str, Any]:
@@ -172,7 +347,9 @@ def _child(name: str, argument: str) -> None:
     if name == "make":
         result = make(settings, int(argument))
     else:
-        result = {"publish": publish, "bare": bare}[name](settings, Lake(settings).open(argument))
+        result = {"publish": publish, "bare": bare, "bare_transaction": bare_transaction}[name](
+            settings, Lake(settings).open(argument)
+        )
     result["peak_megabytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     json.dump(result, sys.stdout)
 
@@ -195,10 +372,11 @@ FROM range($2, $3) AS numbers(i)
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--step", choices=["make", "publish", "bare"], help=argparse.SUPPRESS)
+    parser.add_argument("--three", action="store_true")
+    parser.add_argument("--step", choices=["make", "publish", "bare", "bare_transaction"], help=argparse.SUPPRESS)
     parser.add_argument("--argument", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         _child(arguments.step, arguments.argument)
     else:
-        json.dump(run(arguments.rows, load()), sys.stdout, indent=1)
+        json.dump(run_three(load()) if arguments.three else run(arguments.rows, load()), sys.stdout, indent=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -53,12 +54,15 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Kafka topics as code: compare, create, read back.")
 engines_app = typer.Typer(no_args_is_help=True, help="The embedded engines of this laptop: Kafka, PostgreSQL, Airflow.")
+dlq_app = typer.Typer(no_args_is_help=True, help="Messages the streaming consumer could not read.")
 runs_app = typer.Typer(no_args_is_help=True, help="What runs did, step by step.")
 app.add_typer(topics_app, name="topics", rich_help_panel="For people")
 app.add_typer(engines_app, name="engines", rich_help_panel="For people")
+app.add_typer(dlq_app, name="dlq", rich_help_panel="For people")
 app.add_typer(runs_app, name="runs", rich_help_panel="For people")
 
 STEPS = "Steps (what the pods run)"
+SERVICES = "Services (what runs all the time)"
 PEOPLE = "For people"
 
 
@@ -216,6 +220,17 @@ def reconcile(
     _step("reconcile", dataset, run_id, lambda loaded, contract: work(loaded, contract, batch))
 
 
+@app.command(rich_help_panel=SERVICES)
+def analytics() -> None:
+    """Turn the prices topic into live one-minute aggregates, until SIGTERM or Ctrl-C."""
+    from marketdata.tasks.analytics import analytics as work
+
+    loaded = settings.load()
+    logs.configure(loaded, "analytics")
+    logs.bind(layer="streaming")
+    work(loaded)
+
+
 @app.command(rich_help_panel=PEOPLE)
 def run(
     dataset: DatasetName = "commodity_prices",
@@ -287,6 +302,33 @@ def topics_read(
     topics.read(_for_people("topics"), topic, limit)
 
 
+@dlq_app.command("list")
+def dlq_list(limit: Annotated[int, typer.Option(min=1, max=10_000, help="Letters to show.")] = 20) -> None:
+    """List the newest messages that could not be read, and why."""
+    from marketdata.tasks import dlq
+
+    dlq.show_list(_for_people("dlq"), limit)
+
+
+@dlq_app.command("show")
+def dlq_show(letter: Annotated[int, typer.Argument(help="Number of the letter.")]) -> None:
+    """Show one message as it was."""
+    from marketdata.tasks import dlq
+
+    dlq.show(_for_people("dlq"), letter)
+
+
+@dlq_app.command("replay")
+def dlq_replay(
+    letters: Annotated[list[int] | None, typer.Argument(help="Numbers of letters.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that have not been replayed.")] = False,
+) -> None:
+    """Have messages read again, each once: after the contract or the consumer has been put right."""
+    from marketdata.tasks import dlq
+
+    dlq.replay(_for_people("dlq"), letters or [], every)
+
+
 @engines_app.command("up")
 def engines_up(
     airflow: Annotated[bool, typer.Option("--airflow", help="Also start the Airflow UI and scheduler.")] = False,
@@ -333,6 +375,8 @@ def runs_show(run_id: str, dataset: DatasetName = "commodity_prices") -> None:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 64 usage, 65 bad data, 69 a dependency is down, 70 our bug, 75 try later."""
+    # A container's first process has no default for a signal: nothing but this ends it before SIGKILL does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except SystemExit as end:
