@@ -457,9 +457,10 @@ def _by_hand(session: Session, dag_run: DagRun) -> dict[str | None, str]:
     from sqlalchemy import select
 
     marks: dict[str | None, str] = {}
+    since = dag_run.queued_at or dag_run.run_after  # a run without a scheduler was never queued
     entries = session.execute(
         select(Log.task_id, Log.event, Log.owner_display_name, Log.owner)
-        .where(Log.dag_id == dag_run.dag_id, Log.run_id == dag_run.run_id, Log.dttm >= dag_run.queued_at)
+        .where(Log.dag_id == dag_run.dag_id, Log.run_id == dag_run.run_id, Log.dttm >= since)
         .where(Log.event.in_(["patch_dag_run", "patch_task_instance"]), Log.extra.like('%"failed"%'))
         .order_by(Log.dttm)
     )

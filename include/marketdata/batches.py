@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from marketdata.errors import BadDataError, UnavailableError, UsageError
+from marketdata.errors import BadDataError, MarketdataError, UnavailableError, UsageError
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from obstore.store import ObjectStore
+
+MANIFEST = re.compile(r"batches/[a-z0-9_]+/\d{4}-\d{2}-\d{2}/[A-Za-z0-9_-]+/manifest\.json")
+"""Where below ``LAKE_URI`` a manifest may lie; nothing else is opened as one."""
+
+_STATUS = re.compile(r"(status code: \d{3}[A-Za-z ]*).*")
+_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 
 ROWS_PER_PART = 250_000
 """Bounds a writer's memory; a reader holds one part at a time."""
@@ -86,13 +93,21 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
+        """
+        Raises:
+            ValueError: it is not what `to_json` writes; KeyError, TypeError and RecursionError mean the same.
+        """
         values = json.loads(text)
         values["interval_start"] = date.fromisoformat(values["interval_start"])
         values["interval_end"] = date.fromisoformat(values["interval_end"])
         values["created_at"] = datetime.fromisoformat(values["created_at"])
         values["parts"] = tuple(File(**part) for part in values["parts"])
         values["files"] = {name: File(**file) for name, file in values["files"].items()}
-        return cls(**values)
+        manifest = cls(**values)
+        for file in (*manifest.parts, *manifest.files.values()):
+            if not _FILE.fullmatch(file.name):
+                raise ValueError(f"{file.name!r} is not a file of this folder")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,8 @@ class Lake:
 
     def __init__(self, settings: Settings) -> None:
         self.uri = settings.require("lake_uri").rstrip("/")
-        self._store = _open_store(self.uri, settings)
+        self._store = open_store(self.uri, settings)
+        self._tenant = settings.tenant
 
     def get(self, path: str) -> Any | None:
         """Content of an object (a buffer), or None where there is none."""
@@ -235,7 +251,7 @@ class Lake:
         except FileNotFoundError:
             return None
         except BaseError as error:
-            raise self._unavailable("read", path, error) from error
+            raise self._unavailable("read", path, error) from None
 
     def put(self, path: str, content: Any) -> bool:
         """Create an object, whole or not at all; False if it was there already (it is left as it is)."""
@@ -246,14 +262,14 @@ class Lake:
         except AlreadyExistsError:
             return False
         except BaseError as error:
-            raise self._unavailable("write", path, error) from error
+            raise self._unavailable("write", path, error) from None
         return True
 
     def path(self, uri: str) -> str:
         """An object's path in this lake."""
         path = uri.removeprefix(f"{self.uri}/")
         if path == uri or ".." in path.split("/"):
-            raise UsageError(f"{uri} is not under LAKE_URI {self.uri}", "batches move only within one lake")
+            raise UsageError(f"{uri[:500]} is not under LAKE_URI {self.uri}", "batches move only within one lake")
         return path
 
     def folder(self, dataset: str, interval: Interval, batch_id: str) -> str:
@@ -263,19 +279,36 @@ class Lake:
         """The output of a step that has run before, or None."""
         folder = self.folder(dataset, interval, batch_id)
         content = self.get(f"{folder}/manifest.json")
-        return None if content is None else Batch(self, folder, Manifest.from_json(bytes(content)))
+        return None if content is None else self._batch(folder, bytes(content))
 
     def open(self, uri: str) -> Batch:
         """The batch whose manifest lies at `uri`.
 
         Raises:
-            BadDataError: there is none.
+            BadDataError: there is none, or what lies there is none.
+            UsageError: no manifest can lie there, or it is another tenant's.
         """
         path = self.path(uri)
+        if not MANIFEST.fullmatch(path):
+            raise UsageError(f"{uri[:500]} is not the address of a manifest; nothing was read", "XCom carries it")
         content = self.get(path)
         if content is None:
             raise BadDataError(f"there is no batch at {uri}", "run the step before again")
-        return Batch(self, path.removesuffix("/manifest.json"), Manifest.from_json(bytes(content)))
+        return self._batch(path.removesuffix("/manifest.json"), bytes(content))
+
+    def _batch(self, folder: str, content: bytes) -> Batch:
+        try:
+            manifest = Manifest.from_json(content)
+            if self.folder(manifest.dataset, manifest.interval, manifest.batch_id) != folder:
+                raise ValueError("it names another batch")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MarketdataError) as error:
+            raise BadDataError(
+                f"{self.uri}/{folder}/manifest.json is not a manifest: {_first_line(error)}",
+                "run the step before again",
+            ) from error
+        if manifest.tenant != self._tenant:
+            raise UsageError(f"{self.uri}/{folder} is a batch of tenant {manifest.tenant}, not of {self._tenant}")
+        return Batch(self, folder, manifest)
 
     def writer(self, dataset: str, interval: Interval, batch_id: str) -> BatchWriter:
         return BatchWriter(self, self.folder(dataset, interval, batch_id))
@@ -287,15 +320,25 @@ class Lake:
         return self.open(batch.manifest.parent)
 
     def _unavailable(self, verb: str, path: str, error: Exception) -> UnavailableError:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return UnavailableError(f"cannot {verb} {self.uri}/{path}: {first}", "check LAKE_URI and the store behind it")
+        why = store_says(error)
+        return UnavailableError(f"cannot {verb} {self.uri}/{path}: {why}", "check LAKE_URI and the store behind it")
+
+
+def store_says(error: Exception) -> str:
+    """What went wrong with a store, without the body of its answer: that may repeat the key it was sent."""
+    return _STATUS.sub(r"\1", _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _open_store(uri: str, settings: Settings) -> ObjectStore:
+def open_store(uri: str, settings: Settings) -> ObjectStore:
+    """The store at a ``file://`` or ``s3://`` address."""
     from obstore.store import LocalStore, S3Store
 
     if uri.startswith("file://"):

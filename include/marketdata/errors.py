@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
+def printable(text: str) -> str:
+    """Text that came in, as one line that means nothing to a terminal: control characters are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
 class MarketdataError(Exception):
     """An error a person can act on.
 
@@ -18,9 +28,9 @@ class MarketdataError(Exception):
     exit_code: ClassVar[int] = 70
 
     def __init__(self, message: str, remedy: str = "", result: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        super().__init__(printable(message))
+        self.message = printable(message)
+        self.remedy = printable(remedy)
         self.result = dict(result or {})
 
     def __str__(self) -> str:

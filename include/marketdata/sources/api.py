@@ -308,9 +308,12 @@ def _public(url: str) -> str:
     return urlunsplit(parts._replace(netloc=host, query=urlencode(query), fragment=""))
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+def _origin(url: str) -> tuple[str | None, str | None, int | None]:
+    """Where a request would go, as the library that sends it reads the address: others read a backslash otherwise."""
+    from urllib3.util import parse_url
+
+    parts = parse_url(url)
+    return parts.scheme, parts.host, parts.port or {"http": 80, "https": 443}.get(parts.scheme or "")
 
 
 def _refused(url: str, what: str, remedy: str = "") -> MarketdataError:

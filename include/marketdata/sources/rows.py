@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+MAX_TEXT = 32_768
+"""Bytes of one value: what a cell of a workbook holds at most. It is repeated in reasons, reports and tables."""
+
 _EARLIEST = "TIMESTAMP '1000-01-01 00:00:00'"
 """DuckDB reads %Y from two digits as well: 10/05/22 is not a day of the year 22 but a text nobody can read."""
 
@@ -25,6 +28,9 @@ def to_raw(
     chunks: Iterable[pa.Table], dataset: Dataset, entry: Entry, origin: str, interval: Interval, as_of: str
 ) -> Iterator[pa.Table]:
     """The rows of `interval` in the dataset's raw schema.
+
+    Raises:
+        BadDataError: a row cannot be read, or holds a text of more than `MAX_TEXT` bytes.
 
     Args:
         chunks: tables with the columns of the entry's layout, in its order, in the order of the source's rows.
@@ -44,6 +50,7 @@ def to_raw(
     read = taken = missing = 0
     with connect() as connection:
         for chunk in chunks:
+            _check_texts(chunk, origin, read)
             # Not pa.array: given a Python object, that imports pandas.
             numbers = pa.arange(read + 1, read + 1 + len(chunk))  # type: ignore[attr-defined]  # the stubs lag behind
             connection.register("chunk", chunk.rename_columns(names).append_column("origin_row", numbers))
@@ -65,6 +72,25 @@ def to_raw(
     _log.info(
         "%s: %d rows in %s, %d days without observation, %d rows outside", origin, taken, interval, missing, outside
     )
+
+
+def _check_texts(chunk: pa.Table, origin: str, rows_before: int) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(chunk.column_names, chunk.columns, strict=True):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+            continue
+        lengths = pc.binary_length(column.cast(kind))  # type: ignore[arg-type]  # the stubs don't see the check above
+        longest = pc.max(lengths).as_py() or 0
+        if longest > MAX_TEXT:
+            row = rows_before + 1 + pc.index(lengths, longest).as_py()
+            raise BadDataError(
+                f"{origin}: data row {row}: {name!r} holds {longest} bytes, more than {MAX_TEXT}; nothing of this "
+                "extraction was kept",
+                "correct the file or the mapping",
+            )
 
 
 def _statement(dataset: Dataset, entry: Entry, origin: str, interval: Interval, as_of: str) -> str:

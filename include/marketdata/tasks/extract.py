@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from datetime import timedelta
+from datetime import date
 
 from marketdata.batches import Batch, Interval, Lake, Manifest, content_id, now
 from marketdata.datasets import Dataset
@@ -42,7 +42,7 @@ def extract(
         log.info("found this step's own output", extra={"batch": found.uri, "records": found.manifest.rows})
         return found
 
-    asked = Interval(interval.start - timedelta(days=lookback_days), interval.end)
+    asked = Interval(date.fromordinal(max(1, interval.start.toordinal() - lookback_days)), interval.end)
     extracted_at = now()
     counts: Counter[tuple[str, ...]] = Counter()
     writer = lake.writer(dataset.name, interval, batch_id)

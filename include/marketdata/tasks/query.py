@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
-from marketdata.tasks.screen import console
+from marketdata.tasks.screen import console, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,12 +39,12 @@ def _table(answer: pa.Table) -> None:
     import pyarrow as pa
     from rich.table import Table
 
-    table = Table(*answer.column_names, header_style="bold")
+    table = Table(*map(plain, answer.column_names), header_style="bold")
     for field, column in zip(answer.schema, table.columns, strict=True):
         if pa.types.is_decimal(field.type) or pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
             column.justify = "right"
     for row in answer.slice(0, MOST_ROWS_ON_A_SCREEN).to_pylist():
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else plain(value) for value in row.values()))
     screen = console()
     screen.print(table)
     more = len(answer) - MOST_ROWS_ON_A_SCREEN

@@ -24,7 +24,7 @@ from marketdata.settings import Settings
 from marketdata.sources import open_sources
 from marketdata.streaming import topics
 from marketdata.tasks.runs import series_table, steps_table, summary_of
-from marketdata.tasks.screen import console
+from marketdata.tasks.screen import console, plain
 from marketdata.tasks.turns import LONGEST_SECONDS, turn
 
 HISTORY_START = date(1800, 1, 1)
@@ -127,7 +127,7 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
     screen.print()
     if code != 0 or not summary:
         failed = next((step for step in steps if step.state == "failed"), None)
-        says = f"{failed.step}: {failed.error}" if failed else "Airflow could not run the DAG"
+        says = f"{failed.step}: {plain(failed.error)}" if failed else "Airflow could not run the DAG"
         screen.print(f"[red bold]the run failed[/]  {says}", soft_wrap=True)
         screen.print(f"log: {log}", soft_wrap=True)
         return (failed and failed.exit_code) or MarketdataError.exit_code
@@ -138,7 +138,7 @@ def _report(screen: Console, settings: Settings, steps: list[Step], code: int, l
     if summary["by_series"]:
         screen.print(series_table(summary))
     for reason, rows in summary["reasons"].items():
-        screen.print(f"quarantined {rows:,}: {reason}", soft_wrap=True)
+        screen.print(f"quarantined {rows:,}: {plain(reason)}", soft_wrap=True)
     if summary["extracted"]:
         screen.print(
             f"proved: extracted {summary['extracted']:,} = records {summary['records']:,} + quarantined "

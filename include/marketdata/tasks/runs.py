@@ -12,7 +12,7 @@ from marketdata.errors import UsageError
 from marketdata.observability import runs
 from marketdata.observability.runs import Step
 from marketdata.settings import Settings
-from marketdata.tasks.screen import console
+from marketdata.tasks.screen import console, plain
 
 STEPS = ("preflight", "extract", "validate", "transform", "publish", "load", "reconcile")
 """In the order of the pipeline."""
@@ -33,7 +33,7 @@ def show_list(settings: Settings, dataset: Dataset, limit: int) -> None:
         failed = [name for name, state in states.items() if state == "failed"]
         done = f"{sum(state == 'done' for state in states.values())} of {len(STEPS)}"
         table.add_row(
-            steps[0].run_id,
+            plain(steps[0].run_id),
             f"{steps[0].started_at:%Y-%m-%d %H:%M:%S}",
             f"[red]failed: {', '.join(failed)}[/]" if failed else done,
             *(
@@ -76,7 +76,7 @@ def steps_table(steps: Sequence[Step]) -> Table:
             continue
         seconds = f"{step.seconds:.1f}" if step.seconds is not None else ""
         rows = next((f"{step.result[k]:,}" for k in _ROWS.get(name, ()) if k in step.result), "")
-        table.add_row(name, f"[{_STYLES[step.state]}]{step.state}", seconds, rows, step.error or "")
+        table.add_row(name, f"[{_STYLES[step.state]}]{step.state}", seconds, rows, plain(step.error or ""))
     return table
 
 
@@ -105,7 +105,7 @@ def series_table(summary: dict[str, Any]) -> Table:
         column.justify = "right"
     for row in sorted(summary["by_series"], key=lambda row: (row["commodity"], row["series"], row["source"])):
         series = f"{row['series']}, {row['frequency']}"
-        table.add_row(row["commodity"], series, row["source"], *(f"{row[name]:,}" for name in headers))
+        table.add_row(*map(plain, (row["commodity"], series, row["source"])), *(f"{row[name]:,}" for name in headers))
     table.add_section()
     table.add_row("[bold]all", "", "", *(f"[bold]{summary[name]:,}" for name in headers))
     return table

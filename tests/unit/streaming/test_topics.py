@@ -16,6 +16,7 @@ from marketdata.streaming import topics
 from marketdata.streaming.topics import Topic
 
 PRICES, LEDGER = "commodity-prices", "commodity-prices-ledger"
+DEAD_LETTERS, AGGREGATES = "commodity-prices-dlq", "commodity-aggregates"
 
 
 @pytest.fixture
@@ -25,13 +26,14 @@ def prices() -> Topic:
 
 def test_the_catalogue_keeps_the_promises_of_the_contract(settings_for: Callable[..., Any]) -> None:
     by_name = {topic.name: topic for topic in topics.catalogue()}
-    assert set(by_name) == {PRICES, LEDGER}
+    assert set(by_name) == {PRICES, LEDGER, DEAD_LETTERS, AGGREGATES}
     assert (by_name[PRICES].partitions, by_name[PRICES].replication_factor) == (3, 3)
     assert (by_name[LEDGER].partitions, by_name[LEDGER].config["retention.ms"]) == (1, "-1")
+    assert by_name[DEAD_LETTERS].config["retention.ms"] == str(30 * 24 * 3600 * 1000)
+    names = {"records": topics.records_topic, "ledger": topics.ledger_topic, "letters": topics.letters_topic}
     for topic in by_name.values():
-        dataset = datasets.get(topic.dataset)
-        name_of = topics.records_topic if topic.role == "records" else topics.ledger_topic
-        assert name_of(settings_for(), dataset) == topic.name
+        dataset = {**datasets.DATASETS, **datasets.DERIVED}[topic.dataset]
+        assert names[topic.role](settings_for(), dataset) == topic.name
         assert topic.config["min.insync.replicas"] == "2"
         assert topic.config["message.timestamp.type"] == "LogAppendTime"
 
@@ -41,6 +43,7 @@ def test_kafka_topic_renames_the_records_and_their_ledger(settings_for: Callable
     dataset = datasets.get("commodity_prices")
     assert topics.records_topic(settings, dataset) == "prices-of-tomorrow"
     assert topics.ledger_topic(settings, dataset) == "prices-of-tomorrow-ledger"
+    assert topics.letters_topic(settings, dataset) == "prices-of-tomorrow-dlq"
 
 
 def test_the_value_schema_is_the_dataset_s(prices: Topic) -> None:

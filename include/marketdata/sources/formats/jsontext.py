@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_DOCUMENT = 64 * 2**20
 """Bytes of a document, which has to be held at once; JSON lines have no such limit."""
 
+MAX_VALUES = 6_000_000
+"""Values in a document or a line: each becomes an object of fifty bytes and more, however short it was written."""
+
 _BLOCK = 4 * 2**20
 _MAX_LINE = 4 * _BLOCK
 _BOM = b"\xef\xbb\xbf"
@@ -56,6 +59,7 @@ def decode(content: bytes, columns: Sequence[str], origin: str) -> Answer:
         "Document", [("data", records), ("next", str | msgspec.UnsetType | None, msgspec.UNSET)]
     )
     content = content.removeprefix(_BOM)
+    _check_values(content, origin)
     try:
         document: Any = msgspec.json.Decoder(records | envelope, float_hook=str).decode(content)
     except (ValueError, RecursionError) as error:
@@ -86,6 +90,7 @@ def read_lines(path: Path, origin: str, layout: Layout) -> Iterator[pa.Table]:
     decoder = msgspec.json.Decoder(_record(layout.columns), float_hook=str)
     row = offset = 0
     for lines in _blocks_of_lines(path, origin):
+        _check_values(lines, origin)
         try:
             records = decoder.decode_lines(lines)
         except (ValueError, RecursionError) as error:
@@ -123,6 +128,12 @@ def _defect(decoder: Any, lines: bytes, row: int, offset: int, origin: str) -> B
                 return refused(origin, f"data row {row} (its line begins at byte {offset}): {_what(error)}")
         offset += len(line)
     return None
+
+
+def _check_values(content: bytes, origin: str) -> None:
+    """Every value but a container's first stands behind a comma."""
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise refused(origin, f"has more than {MAX_VALUES} values at once", "write it as JSON lines (.ndjson)")
 
 
 @cache

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from datetime import date, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,14 @@ MAX_MEMBERS = 10_000
 MAX_CELLS = 8_000_000
 """Cells of the rectangle from A1 to the last one used: the reader allocates them all, and aborts where it cannot."""
 
+MAX_TAGS = 24_000_000
+"""Of the whole archive: a filled cell has four of them, and the reader keeps something of each."""
+
 _BATCH = 65_536
 _BLOCK = 2**20
 _POSITION = re.compile(rb"""\sr\s*=\s*["']([A-Z]{0,3})([0-9]{1,7})["']""")
+_UNPLACED = re.compile(rb"<(?:[\w.-]+:)?(?:(row)(?=[\s/>])([^>]*\sr\s*=)?|c(?=[\s/>])(?![^>]*\sr\s*=))")
+"""Rows, and cells that don't say where they are: those stand behind the one before."""
 
 
 def read(path: Path, origin: str, layout: Layout) -> Iterator[pa.Table]:
@@ -64,28 +69,39 @@ def _check_archive(path: Path, origin: str) -> None:
             members = archive.infolist()
             if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_XML:
                 raise refused(origin, f"decompresses to more than {MAX_XML // 2**20} MiB or {MAX_MEMBERS} members")
-            for member in members:
-                _check_member(archive, member, origin)
+            if sum(_check_member(archive, member, origin) for member in members) > MAX_TAGS:
+                raise refused(origin, f"holds more than {MAX_TAGS} elements", "split it")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
         raise refused(origin, f"is not a sound XLSX file: {str(error)[:200]}") from error
 
 
-def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, origin: str) -> None:
-    height = width = 0
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, origin: str) -> int:
+    """The number of its tags."""
+    placed_height = placed_width = tags = rows = cells = most_cells = 0
     with archive.open(member) as stream:
-        tail = b""
-        while block := stream.read(_BLOCK):
-            text = tail + block
-            for match in _POSITION.finditer(text) if member.filename.endswith(".xml") else ():
-                height = max(height, int(match[2]))
-                width = max(width, _column_number(match[1]))
-            tail = text[-64:]
-    if height * width > MAX_CELLS:
-        raise refused(
-            origin,
-            f"{member.filename} spans {height} rows and {width} columns, more than {MAX_CELLS} cells",
-            "delete what stands far outside of the table",
-        )
+        rest = b""
+        for block in chain(iter(lambda: stream.read(_BLOCK), b""), (b"<",)):
+            # What follows the last bracket waits for its end, unless that is more than a block away.
+            whole, bracket, rest = (rest + block).rpartition(b"<")
+            whole, rest = (whole, bracket + rest) if len(rest) < _BLOCK else (whole + bracket + rest, rest[-64:])
+            tags += whole.count(b"<")
+            for match in _POSITION.finditer(whole):
+                placed_height = max(placed_height, int(match[2]))
+                placed_width = max(placed_width, _column_number(match[1]))
+            for match in _UNPLACED.finditer(whole):
+                cells = 0 if match[1] else cells + 1
+                rows += bool(match[1] and not match[2])
+                most_cells = max(most_cells, cells)
+            height, width = placed_height + rows, placed_width + most_cells
+            if height * width > MAX_CELLS:
+                raise refused(
+                    origin,
+                    f"{member.filename} spans {height} rows and {width} columns, more than {MAX_CELLS} cells",
+                    "delete what stands far outside of the table",
+                )
+            if tags > MAX_TAGS:
+                break
+    return tags
 
 
 def _column_number(letters: bytes) -> int:
