@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -61,8 +62,10 @@ def batch_of(settings: Settings, rows: Sequence[dict[str, Any]] | pa.Table, *, p
     """A batch on the lake; `parts` > 1 deals the rows out like cards, so that every part has every month."""
     whole = rows if isinstance(rows, pa.Table) else table(rows)
     batch_id = whole["batch_id"][0].as_py() if len(whole) else "empty"
-    interval = Interval(date(2024, 1, 1), date(2024, 1, 2))
-    writer = Lake(settings).writer(COMMODITY_PRICES.name, interval, f"{batch_id}-{settings.trino_schema}")
+    # Tests share a lake, and each has a schema of its own: its batches lie on a day of their own.
+    day = date.fromordinal(1 + zlib.crc32(settings.trino_schema.encode()) % 3_000_000)
+    interval = Interval(day, day + timedelta(days=1))
+    writer = Lake(settings).writer(COMMODITY_PRICES.name, interval, batch_id)
     for part in range(parts):
         dealt = whole.take(pa.array(range(part, len(whole), parts), pa.int64()))
         if len(dealt):

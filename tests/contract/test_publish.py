@@ -31,8 +31,8 @@ from tests.contract.topic import ends, held, identities, own_topic
 
 
 @pytest.fixture
-def settings(embedded: Settings, settings_for: Callable[..., Settings]) -> Settings:
-    return own_topic(embedded, settings_for)
+def settings(kafka: Settings, settings_for: Callable[..., Settings]) -> Settings:
+    return own_topic(kafka, settings_for)
 
 
 def run(settings: Settings, *rows: dict[str, Any], parts: int = 1) -> Published:
@@ -253,8 +253,8 @@ def test_a_message_the_broker_refuses_publishes_nothing(settings: Settings) -> N
     assert held(settings) == []
 
 
-def test_a_missing_topic_or_ledger_is_named(embedded: Settings, settings_for: Callable[..., Settings]) -> None:
-    settings = settings_for(kafka_brokers=embedded.require("kafka_brokers"), kafka_topic=f"none-{uuid.uuid4().hex[:8]}")
+def test_a_missing_topic_or_ledger_is_named(kafka: Settings, settings_for: Callable[..., Settings]) -> None:
+    settings = settings_for(kafka_brokers=kafka.require("kafka_brokers"), kafka_topic=f"none-{uuid.uuid4().hex[:8]}")
     with pytest.raises(UsageError, match=f"topic {settings.kafka_topic} does not exist.*marketdata topics apply"):
         run(settings, price())
 

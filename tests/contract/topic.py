@@ -15,12 +15,12 @@ from marketdata.streaming.brokers import bounds, reach
 from marketdata.streaming.consume import read_back
 
 
-def own_topic(embedded: Settings, settings_for: Callable[..., Settings], **other: Any) -> Settings:
+def own_topic(engines: Settings, settings_for: Callable[..., Settings], **other: Any) -> Settings:
     """Settings with a topic nobody else uses; it and its ledger are there."""
     settings = settings_for(
         **{
-            "kafka_brokers": embedded.require("kafka_brokers"),
-            "postgres_dsn": embedded.require("postgres_dsn"),
+            "kafka_brokers": engines.require("kafka_brokers"),
+            "postgres_dsn": engines.require("postgres_dsn"),
             "kafka_topic": f"prices-{uuid.uuid4().hex[:12]}",
             **other,
         }

@@ -5,15 +5,39 @@ Other folders import what they need, e.g. ``from tests.engines.conftest import s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marketdata.settings import Settings
+from tests.engines.kafka import Brokers
+from tests.engines.kafka import brokers as run_brokers
+from tests.engines.registry import registry as run_registry
 from tests.engines.s3proxy import S3, s3proxy
 from tests.engines.trino import Lake
 from tests.engines.trino import trino as run_trino
+
+
+@pytest.fixture(scope="session")
+def brokers(new_home: Callable[[str], Path]) -> Iterator[Brokers]:
+    """Three Kafka brokers."""
+    with run_brokers(new_home("kafka")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka(embedded: Settings, brokers: Brokers) -> Settings:
+    """Settings of a Kafka and a PostgreSQL: three brokers, and the embedded PostgreSQL."""
+    return embedded.model_copy(update={"kafka_brokers": brokers.addresses})
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a schema registry."""
+    with run_registry(tmp_path_factory.mktemp("registry")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def server(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(JAVA), *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + seconds
@@ -41,5 +41,6 @@ def server(
             process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """To be called in a child before it becomes its program: the kernel kills it when the thread that made it ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -86,6 +86,8 @@ def _catalog(postgres_dsn: str, lake: Lake) -> dict[str, str]:
         "iceberg.jdbc-catalog.schema-version": "V1",
         "iceberg.allowed-extra-properties": "*",
         "iceberg.add-files-procedure.enabled": "true",
+        # A first load brings every month of the history; by itself Trino stops at 100.
+        "iceberg.max-partitions-per-writer": "4000",
         "fs.hadoop.enabled": "false",
     }
     if lake.s3 is None:

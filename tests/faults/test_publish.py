@@ -99,9 +99,9 @@ def child(settings: Settings, step: str, batch_uri: str) -> int:
     "step", ["fenced", "decided", "delta written", "half sent", "all sent", "before commit", *COMMITTED]
 )
 def test_a_killed_publish_is_wholly_visible_or_not_at_all_and_the_next_try_completes_it(
-    step: str, embedded: Settings, settings_for: Callable[..., Settings]
+    step: str, kafka: Settings, settings_for: Callable[..., Settings]
 ) -> None:
-    settings = own_topic(embedded, settings_for)
+    settings = own_topic(kafka, settings_for)
     old = [price("2024-01-02"), price("2024-01-03")]
     new = [price(f"2024-01-{day:02}", f"{day}.5", as_of=LATE, batch="b2") for day in range(3, 29)]
     publish(COMMODITY_PRICES, batch_of(settings, old), settings)
@@ -123,10 +123,10 @@ def test_a_killed_publish_is_wholly_visible_or_not_at_all_and_the_next_try_compl
 
 
 def test_readers_see_nothing_of_a_killed_try_once_its_transaction_is_ended(
-    embedded: Settings, settings_for: Callable[..., Settings]
+    kafka: Settings, settings_for: Callable[..., Settings]
 ) -> None:
     """Half of the batch is in the log; another batch of the same publisher ends the abandoned transaction."""
-    settings = own_topic(embedded, settings_for)
+    settings = own_topic(kafka, settings_for)
     batch = batch_of(settings, [price(f"2024-02-{day:02}", batch="dead") for day in range(1, 29)])
     assert child(settings, "half sent", batch.uri) == -signal.SIGKILL
     other = [price("2024-03-01", batch="alive")]
@@ -185,11 +185,11 @@ def test_a_broker_killed_in_the_middle_is_named_and_the_publish_completes_when_i
 
 
 def test_publishers_killed_at_random_while_others_publish_lose_and_repeat_nothing(
-    embedded: Settings, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    kafka: Settings, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two overlapping backfills whose tries die at every moment, again and again, until each has got through once."""
     monkeypatch.setattr(snapshots, "MARKERS", 2)
-    settings = own_topic(embedded, settings_for)
+    settings = own_topic(kafka, settings_for)
     first = [price(f"2024-01-{day:02}", f"{day}", batch="b1") for day in range(1, 21)]
     second = [price(f"2024-01-{day:02}", f"{day + day % 2}", as_of=LATE, batch="b2") for day in range(11, 29)]
     uris = [batch_of(settings, rows).uri for rows in (first, second)]

@@ -36,8 +36,9 @@ STALE_AFTER = timedelta(hours=6)
 """Age of a staging table whose load cannot be running any more: a run ends after one hour."""
 
 CATALOG_NEEDS = (
-    "check the rights of TRINO_USER; Trino's catalog needs iceberg.add-files-procedure.enabled=true"
-    f" and {WRITER} among iceberg.allowed-extra-properties"
+    "check the rights of TRINO_USER; Trino's catalog needs iceberg.add-files-procedure.enabled=true,"
+    f" {WRITER} among iceberg.allowed-extra-properties, and as many iceberg.max-partitions-per-writer as a first load"
+    " has months, e.g. 4000"
 )
 
 _LOST_RACE = frozenset({"ICEBERG_COMMIT_ERROR", "TRANSACTION_CONFLICT"})

@@ -31,13 +31,30 @@ T = TypeVar("T")
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """librdkafka's settings that every client has in common."""
+    """librdkafka's settings that every client has in common.
+
+    Raises:
+        UsageError: ``KAFKA_BROKERS`` is not set, or ``KAFKA_PASSWORD`` where ``KAFKA_USER`` is.
+    """
     return {
         "bootstrap.servers": settings.require("kafka_brokers"),
         "client.id": "marketdata",
         "allow.auto.create.topics": False,
         "socket.connection.setup.timeout.ms": 5000,
         "reconnect.backoff.max.ms": 1000,
+        **_identity(settings),
+    }
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    if settings.kafka_user is None:
+        return {}
+    return {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": settings.kafka_user,
+        "sasl.password": settings.require("kafka_password"),
+        **({"ssl.ca.pem": settings.kafka_ca} if settings.kafka_ca else {}),
     }
 
 

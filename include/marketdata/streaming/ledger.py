@@ -41,7 +41,7 @@ def read(settings: Settings, dataset: Dataset, tenant: str, trust_snapshot: bool
             "them records could be published twice; nothing was published",
             "restore the topic; a ledger is kept for ever",
         )
-    empty = Fold(topic, _topic_id(cluster, topic), dataset.name, tenant)
+    empty = Fold(topic, topic_id(cluster, topic), dataset.name, tenant)
     fold = (snapshots.recall(settings, empty, end) if trust_snapshot else None) or empty
     markers = []
     for messages in read_committed(settings, topic, {0: (fold.end, end)}):
@@ -90,7 +90,8 @@ def query(
         return fold, connection.sql(sql).to_arrow_table()
 
 
-def _topic_id(cluster: Cluster, topic: str) -> str:
+def topic_id(cluster: Cluster, topic: str) -> str:
+    """Kafka's own id of a topic; one that is deleted and made anew has another."""
     from confluent_kafka import TopicCollection
 
     described = cluster.admin.describe_topics(TopicCollection([topic]), request_timeout=REACH_SECONDS)[topic]

@@ -1,4 +1,7 @@
-"""Publish a batch exactly once: its changes and the marker that says so become visible together, or not at all.
+"""Publish a batch exactly once: its changes and the marker that says so become visible all of them, or not at all.
+
+Kafka does so partition by partition: within milliseconds, or up to a change of leader apart when a broker fails in
+between (`docs/reference/faults.md`). Who must see a batch whole waits for its marker and reads up to the offsets in it.
 
 The order is the promise. `init_transactions` first: it ends whatever an earlier try left open and fences that try for
 good. *Then* the ledger is read to its end, so what it says cannot change any more for this tenant and dataset. Then it

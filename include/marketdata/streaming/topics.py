@@ -19,7 +19,7 @@ from marketdata.streaming.brokers import REACH_SECONDS, Cluster, outcome, reach
 
 log = logging.getLogger(__name__)
 
-Role = Literal["records", "ledger"]
+Role = Literal["records", "ledger", "letters"]
 Effect = Literal["create", "safe", "destructive"]
 
 _SCHEMA = {
@@ -38,7 +38,7 @@ _SCHEMA = {
                     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,248}$"},
                     "doc": {"type": "string", "minLength": 1},
                     "dataset": {"type": "string"},
-                    "role": {"enum": ["records", "ledger"]},
+                    "role": {"enum": ["records", "ledger", "letters"]},
                     "partitions": {"type": "integer", "minimum": 1},
                     "replication_factor": {"type": "integer", "minimum": 3},
                     "config": {
@@ -79,7 +79,7 @@ class Topic:
     """A topic as the catalogue wants it.
 
     Args:
-        dataset: dataset whose records, or whose ledger, it holds.
+        dataset: dataset whose records, ledger or dead letters it holds.
         config: Kafka's topic settings; those not named are the broker's business.
     """
 
@@ -92,8 +92,8 @@ class Topic:
     config: Mapping[str, str] = field(default_factory=dict)
 
     def value_schema(self) -> dict[str, Any] | None:
-        """JSON Schema of the messages; None for a ledger, whose format is `ledger.Marker`."""
-        return datasets.get(self.dataset).message_schema() if self.role == "records" else None
+        """JSON Schema of the messages; None for a ledger, whose format is `ledger.Marker`, and for what has no form."""
+        return _dataset(self.dataset).message_schema() if self.role == "records" else None
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,18 @@ def catalogue() -> tuple[Topic, ...]:
 
 
 def records_topic(settings: Settings, dataset: Dataset) -> str:
-    """Topic of a dataset's records: ``KAFKA_TOPIC`` for the commodity prices, else the dataset's own."""
-    return settings.kafka_topic if dataset is COMMODITY_PRICES else dataset.topic
+    """Topic of a dataset's records: ``KAFKA_TOPIC``, ``ANALYTICS_TOPIC``."""
+    return settings.kafka_topic if dataset is COMMODITY_PRICES else settings.analytics_topic
 
 
 def ledger_topic(settings: Settings, dataset: Dataset) -> str:
     """Topic of a dataset's ledger."""
     return f"{records_topic(settings, dataset)}-ledger"
+
+
+def letters_topic(settings: Settings, dataset: Dataset) -> str:
+    """Topic of the messages of a dataset that could not be read."""
+    return f"{records_topic(settings, dataset)}-dlq"
 
 
 def compare(settings: Settings) -> list[Difference]:
@@ -190,7 +195,9 @@ def check(settings: Settings, dataset: Dataset) -> None:
         UsageError: a topic is missing, has other partitions or replicas, or the ledger could forget.
     """
     cluster = reach(settings)
-    topics = [topic for topic in _wanted(settings, cluster) if topic.dataset == dataset.name]
+    topics = [
+        topic for topic in _wanted(settings, cluster) if topic.dataset == dataset.name and topic.role != "letters"
+    ]
     matters = [
         str(difference)
         for topic in topics
@@ -209,13 +216,19 @@ def _wanted(settings: Settings, cluster: Cluster) -> list[Topic]:
     single = _is_single_node(cluster)
     topics = []
     for topic in catalogue():
-        dataset = datasets.get(topic.dataset)
-        name = (records_topic if topic.role == "records" else ledger_topic)(settings, dataset)
+        name = _NAMES[topic.role](settings, _dataset(topic.dataset))
         topic = replace(topic, name=name)
         if single:
             topic = replace(topic, replication_factor=1, config={**topic.config, "min.insync.replicas": "1"})
         topics.append(topic)
     return topics
+
+
+_NAMES = {"records": records_topic, "ledger": ledger_topic, "letters": letters_topic}
+
+
+def _dataset(name: str) -> Dataset:
+    return datasets.DERIVED.get(name) or datasets.get(name)
 
 
 def _is_single_node(cluster: Cluster) -> bool:
@@ -277,7 +290,6 @@ def _loses(name: str, wanted: str, actual: str) -> bool:
 
 
 def _create(cluster: Cluster, topic: Topic) -> list[str]:
-    from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
     new = NewTopic(topic.name, topic.partitions, topic.replication_factor, config=dict(topic.config))
@@ -285,8 +297,7 @@ def _create(cluster: Cluster, topic: Topic) -> list[str]:
     try:
         outcome(future, cluster, f"creating topic {topic.name}")
     except UnavailableError as error:
-        cause = error.__cause__
-        if isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+        if _is(error, "TOPIC_ALREADY_EXISTS"):
             return []  # another `apply` was faster
         raise
     return [f"{topic.name}: created, {topic.partitions} partitions, {topic.replication_factor} replicas"]
@@ -320,12 +331,25 @@ def _await(cluster: Cluster, wanted: list[Topic]) -> None:
     while True:
         now = replace(cluster, metadata=cluster.admin.list_topics(timeout=REACH_SECONDS))
         late = [f"{topic.name} has no leaders" for topic in wanted if _headless(now.metadata, topic.name)]
-        late += [str(difference) for difference in _compare(now, wanted)]
+        try:
+            late += [str(difference) for difference in _compare(now, wanted)]
+        except UnavailableError as error:
+            if not _is(error, "UNKNOWN_TOPIC_OR_PART"):
+                raise
+            late.append(error.message)
         if not late:
             return
         if time.monotonic() > deadline:
             raise UnavailableError(f"Kafka at {cluster.brokers} accepted the changes, but still: {'; '.join(late)}")
         time.sleep(0.05)
+
+
+def _is(error: UnavailableError, name: str) -> bool:
+    """Whether a broker's error of that name is behind it."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() == getattr(KafkaError, name)
 
 
 def _headless(metadata: Any, topic: str) -> list[int]:

@@ -1,0 +1,160 @@
+"""The brokers and networks of the other tests: do they do what those rely on?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.conftest import ROOT
+from tests.engines import network as networks
+from tests.engines.kafka import IDS, Brokers
+from tests.engines.network import NAMESPACES, Network, network
+
+needs_namespaces = pytest.mark.skipif(not networks.available(), reason=networks.NEEDS)
+PATIENCE = 20.0
+
+TELLS_AND_ANSWERS = """
+import socket, sys
+here, host = sys.argv[1:]
+node = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+node.bind((here, 7000))
+print("ready", flush=True)
+while True:
+    said, sender = node.recvfrom(100)
+    print(said.decode(), flush=True)
+    node.sendto(b"answer to " + said, sender)
+"""
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network(2) as made:
+        yield made
+
+
+class Listener:
+    """A program on node 1 that writes down what it hears, and answers."""
+
+    def __init__(self, net: Network) -> None:
+        self.address = (net.address(1), 7000)
+        self.process = subprocess.Popen(
+            [*net.command(1), sys.executable, "-c", TELLS_AND_ANSWERS, net.address(1), net.address(254)],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "ready\n"
+        self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.client.settimeout(0.5)
+
+    def ask(self, question: str) -> bool:
+        """Whether an answer comes."""
+        self.client.sendto(question.encode(), self.address)
+        try:
+            return self.client.recvfrom(100)[0] == b"answer to " + question.encode()
+        except TimeoutError:
+            return False
+
+    def heard(self) -> list[str]:
+        self.process.kill()
+        assert self.process.stdout
+        return self.process.stdout.read().split()
+
+
+@needs_namespaces
+def test_a_node_is_cut_off_in_the_directions_asked_for_and_healed(net: Network) -> None:
+    node = Listener(net)
+    assert node.ask("open")
+    net.cut(1)
+    assert not node.ask("cut")
+    net.cut(1, hears=True)
+    assert not node.ask("hears")
+    net.cut(1, speaks=True)
+    assert not node.ask("speaks")
+    net.heal(1)
+    net.heal(1)
+    assert node.ask("healed")
+    assert node.heard() == ["open", "hears", "healed"]
+
+
+HOLD_A_NETWORK_AND_DIE = """
+import os, signal, subprocess, sys
+from tests.engines.network import network
+with network(1) as net:
+    left = subprocess.Popen([*net.command(1), "sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
+    print(net.number, left.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_namespaces
+def test_what_a_killed_process_left_is_cleared_by_the_next_and_the_living_are_left_alone(net: Network) -> None:
+    survivor = Listener(net)
+    died = subprocess.run(
+        [sys.executable, "-c", HOLD_A_NETWORK_AND_DIE], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert died.returncode == -signal.SIGKILL
+    number, pid = map(int, died.stdout.split())
+    left = Network(number, 1)
+    assert (NAMESPACES / left.namespace(1)).exists()
+    assert number != net.number
+    os.kill(pid, 0)
+
+    with network(1) as mine:
+        assert mine.number != net.number
+        wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split())
+        assert mine.number == number or not (NAMESPACES / left.namespace(1)).exists()
+        assert survivor.ask("still there")
+    survivor.heard()
+    assert not (NAMESPACES / left.namespace(1)).exists()
+
+
+def knows(brokers: Brokers, asked: int) -> set[int]:
+    """Which brokers a broker believes to be alive; none where it does not answer."""
+    client = AdminClient({"bootstrap.servers": brokers.places[asked].address, "log_level": 0})
+    try:
+        return set(client.list_topics(timeout=1).brokers)
+    except KafkaException:
+        return set()
+
+
+def test_a_killed_broker_is_missed_and_comes_back(brokers: Brokers) -> None:
+    first, second, third = IDS
+    brokers.kill(second)
+    wait_for(lambda: knows(brokers, first) == {first, third})
+    brokers.restore()
+    assert knows(brokers, first) == {first, second, third} == knows(brokers, second)
+
+
+@needs_namespaces
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_broker_that_is_cut_off_is_silent_until_it_is_healed(speaks: bool, brokers: Brokers) -> None:
+    brokers.cut(3, speaks=speaks)
+    assert knows(brokers, 3) == set()
+    assert 1 in knows(brokers, 1)
+    brokers.restore()
+    assert knows(brokers, 3) == set(IDS)
+
+
+def test_a_frozen_controller_is_replaced(brokers: Brokers) -> None:
+    before = brokers.controller()
+    brokers.freeze(before)
+    wait_for(lambda: brokers.controller() != before)
+    brokers.restore()
+    assert brokers.controller() != before
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
