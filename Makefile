@@ -48,8 +48,21 @@ test: setup ## Pass the tests: units, DAG integrity, contracts and the whole pip
 	@$(BIN)/pytest -m "not engines and not kubernetes and not scans" -q --numprocesses 2 --dist loadfile
 
 .PHONY: test-engines
-test-engines: setup ## Pass the contract suites on real Trino and S3
+test-engines: setup ## Pass the contract suites on three brokers, real Trino and S3, and the faults on them
 	@$(BIN)/pytest -m engines -q
+
+.PHONY: engines-up
+engines-up: setup ## Start three brokers, Trino, S3, PostgreSQL and a schema registry, and print the variables that name them
+	@$(BIN)/python -m tests.engines up
+
+.PHONY: engines-down
+engines-down: setup ## Stop what `make engines-up` started
+	@$(BIN)/python -m tests.engines down
+
+.PHONY: test-faults
+test-faults: setup ## Inject every fault with five seeds, and write docs/reference/faults.md
+	@FAULT_SEEDS=5 $(BIN)/pytest -q tests/faults/test_brokers.py
+	@$(BIN)/python -m tests.faults.figures
 
 .PHONY: test-kubernetes
 test-kubernetes: setup ## Pass the suite on a real Kubernetes (KUBECONFIG's cluster, or one started here: root, Debian, Go)
@@ -90,9 +103,15 @@ lock: ## Renew requirements.lock within pyproject.toml's bounds, and the images'
 	@$(COMPILE) pyproject.toml --group airflow --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements.txt
 	@$(COMPILE) pyproject.toml --group task --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements-task.txt
 
+.PHONY: lock-scanners
+lock-scanners: setup ## Renew the scanners' own lock
+	@$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock-scanners" --upgrade tests/scans/requirements.in -o tests/scans/requirements.lock
+
 .PHONY: docs
-docs: setup ## Generate docs/reference
+docs: setup ## Generate docs/reference, and the monitoring chart's values from deploy/monitoring
 	@$(BIN)/python -m marketdata.tasks.reference
+	@$(BIN)/python helm-values/kube_prometheus_stack.py
 
 .PHONY: format
 format: setup ## Format and fix what can be fixed by itself

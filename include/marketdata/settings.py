@@ -7,11 +7,12 @@ An engine is embedded until its address is set: the addresses of embedded engine
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from marketdata.errors import UsageError
@@ -31,10 +32,30 @@ def _home() -> Path:
     return Path(os.environ.get("MARKETDATA_HOME") or CHECKOUT / "build")
 
 
+_WORD = r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_HOST = r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_POSTGRES = re.compile(
+    rf"postgres(ql)?://({_WORD}(:{_WORD})?@)?{_HOST}(,{_HOST})*(/{_WORD})?(\?(?!.*password=)[^#\s]*)?"
+)
+
+
+def _postgres_address(value: SecretStr) -> SecretStr:
+    """Refused here in our own words: PostgreSQL's client repeats what it cannot read, password and all."""
+    if not _POSTGRES.fullmatch(value.get_secret_value()):
+        raise ValueError(
+            "it is not postgresql://user:password@host:port/database; what is no letter or digit in the password is "
+            "written as % and two hexadecimal digits"
+        )
+    return value
+
+
+PostgresAddress = Annotated[SecretStr, AfterValidator(_postgres_address)]
+
+
 class Settings(BaseSettings):
     """The platform's settings; field ``kafka_brokers`` is environment variable ``KAFKA_BROKERS``."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
     environment: str = Field("development", description="Name of the installation: development, staging, production.")
     tenant: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Tenant the data belongs to.")
@@ -55,8 +76,27 @@ class Settings(BaseSettings):
 
     kafka_brokers: str | None = Field(None, description="Kafka bootstrap servers, host:port, separated by commas.")
     kafka_topic: str = Field("commodity-prices", description="Topic the commodity prices are published to.")
+    kafka_user: str | None = Field(
+        None, description="Who we are to Kafka, by SCRAM-SHA-512 over TLS; unset, brokers are talked to in the clear."
+    )
+    kafka_password: SecretStr | None = Field(None, description="Password of KAFKA_USER.")
+    kafka_ca: str | None = Field(
+        None, description="Certificates that vouch for the brokers, PEM text; unset, those the machine trusts."
+    )
 
-    postgres_dsn: SecretStr | None = Field(
+    analytics_topic: str = Field("commodity-aggregates", description="Topic the aggregates of prices go to.")
+    analytics_group: str = Field(
+        "commodity-analytics", description="Consumer group of `marketdata analytics`; its state belongs to the group."
+    )
+    analytics_member: str | None = Field(
+        None, description="Name of this member of the group; default: the host's, which is the pod's."
+    )
+    analytics_port: int = Field(8000, description="Port of the consumer's /metrics and /health; 0 takes a free one.")
+    analytics_alert_percent: float = Field(
+        5.0, gt=0, description="A recent price that moves by so much within a minute, or since the one before, is told."
+    )
+
+    postgres_dsn: PostgresAddress | None = Field(
         None, description="PostgreSQL, postgresql://user:password@host:port/database."
     )
 
@@ -78,7 +118,9 @@ class Settings(BaseSettings):
     )
 
     marketdata_sources: str = Field("archive", description="Sources to extract from, in order, separated by commas.")
-    marketdata_files: Path | None = Field(None, description="Folder the `files` source reads.")
+    marketdata_files: Annotated[str, Field(pattern=r"^s3://[^/]")] | Path | None = Field(
+        None, description="What the `files` source reads: a folder, or s3://bucket/prefix."
+    )
     marketdata_files_mapping: Path | None = Field(
         None, description="Mapping of the `files` source; default: mapping.yaml in the folder, else the built-in one."
     )
