@@ -76,7 +76,7 @@ def test_nobody_else_does(pipeline: Settings, without: str) -> None:
 def test_a_wrong_password_is_said_and_not_shown(pipeline: Settings) -> None:
     from pydantic import SecretStr
 
-    with pytest.raises(UnavailableError, match="(?i)auth") as refused:
+    with pytest.raises(UnavailableError, match=r"(?i)auth") as refused:
         brokers.reach(pipeline.model_copy(update={"kafka_password": SecretStr("guessed-wrong")}))
     assert "guessed-wrong" not in str(refused.value)
 

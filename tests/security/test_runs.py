@@ -44,7 +44,7 @@ HOSTILE = """{{ 7 * 7 }}{% raw %}$(touch owned)`id`;'"--help\n{{ conn.other.pass
 """What a result, or a parameter, could hold if somebody wanted it to become a template, a shell's word or an option."""
 ATTACKS: dict[str, dict[str, Any]] = {
     "results": {
-        "start": "2020-04-20", "image": HOSTILE, "namespace": "kube-system", "command": ["sh", "-c", HOSTILE],
+        **DAY, "image": HOSTILE, "namespace": "kube-system", "command": ["sh", "-c", HOSTILE],
         "service_account_name": "cluster-admin", "params": {"sources": HOSTILE}, "dataset": "../../etc",
     },
 }  # fmt: skip
@@ -191,8 +191,8 @@ def test_what_a_step_hands_over_reaches_the_next_one_as_it_is(after: After) -> N
 def test_what_a_run_is_told_beyond_its_parameters_changes_nothing(after: After) -> None:
     (extract,) = (call for call in after.calls["results"] if call["words"][0] == "extract")
     assert extract["words"] == [
-        "extract", "--dataset", "commodity_prices", "--start", "2020-04-20", "--end", extract["words"][6],
-        "--lookback-days", "0", "--attempt-of-run", "0", "--sources", "",
+        "extract", "--dataset", "commodity_prices", "--start", DAY["start"], "--end", DAY["end"],
+        "--lookback-days", "0", "--attempt-of-run", "0", "--sources", DAY["sources"],
     ]  # fmt: skip
     told = json.dumps([call["env"] for call in after.calls["results"]])
     assert "kube-system" not in told
