@@ -22,6 +22,7 @@ from marketdata.settings import CHECKOUT
 from tests.engines.kubernetes.cluster import why_not
 from tests.performance import (
     bench_alerts,
+    bench_consume,
     bench_image,
     bench_load,
     bench_parse,
@@ -97,6 +98,19 @@ def load() -> tuple[Any, list[Figure]]:
             f"{one['bare_append']['rows_per_second']:,} rows/s", one["ratio"], one["limit"],
         ),
         memory("load", one["load"]["peak_mb"], four["load"]["peak_mb"]),
+    ]  # fmt: skip
+
+
+def consume() -> tuple[Any, list[Figure]]:
+    found = bench_consume.run(ROWS // 2, settings.load())
+    ticks, steady = found["ticks"], found["steady"]
+    return found, [
+        at_least(
+            "consume and aggregate a backlog of 0.5 M, against 35,000 messages/s",
+            f"{ticks['ours']['per_second']:,.0f} messages/s",
+            f"only counting {ticks['bare']['per_second']:,.0f} messages/s", ticks["ours"]["per_second"] / 35_000, 1.0,
+        ),
+        at_most("lag at a steady 10,000 messages/s, p99", f"{steady['p99']:.2f} s", "1 s", steady["p99"], 1.0),
     ]  # fmt: skip
 
 
@@ -211,6 +225,7 @@ BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "validate": validate,
     "publish": publish,
     "load": load,
+    "consume": consume,
     "run": run,
     "plugins": plugins,
     "alerts": alerts,
