@@ -143,3 +143,14 @@ def test_a_sigkilled_runner_takes_everything_with_it(fake: Fake, code: str) -> N
     finally:
         runner.kill()
         runner.wait()
+
+
+def test_a_command_that_is_told_to_end_ends_also_as_the_first_process_of_a_container() -> None:
+    """There no signal has a default: SIGTERM would be lost, and every eviction would take its whole grace."""
+    code = (
+        "import os, signal, time\n"
+        "from marketdata.tasks import cli\n"
+        "cli.app = lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))\n"
+        "cli.main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == 128 + signal.SIGTERM

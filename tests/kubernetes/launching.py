@@ -41,11 +41,17 @@ finally:
 """
 
 
-def until(what: str, condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    """Wait for a condition and return what it gives; a test's only way to wait."""
+def until(
+    what: str, condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS, *, but: Callable[[], str] = str
+) -> Any:
+    """Wait for a condition and return what it gives; a test's only way to wait.
+
+    Args:
+        but: what there was instead.
+    """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what} {but()}"
         time.sleep(0.1)
     return found
 
@@ -152,7 +158,7 @@ class Try:
 
     def said(self, text: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the log holds this text."""
-        until(f"the log says {text!r}, not only\n{self.log}", lambda: text in self.log, seconds)
+        until(f"the log says {text!r}", lambda: text in self.log, seconds, but=lambda: f"{self.error}\n{self.log}")
 
     def pods(self) -> list[dict[str, Any]]:
         """The pods of this task of this run that are there."""

@@ -33,6 +33,7 @@ __all__ = ["launcher"]
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("admission.golden.yaml")
 GONE = object()
+SECRET = re.compile(r"env\[[A-Z_]+\]")
 PROTECTION = re.compile(
     "securityContext|hostUsers|automount|serviceAccount|activeDeadline|resources|emptyDir|priority|restartPolicy|namespace"
 )
@@ -144,7 +145,8 @@ def objections(api: client.CoreV1Api, manifest: dict[str, Any]) -> dict[str, Any
     checks = re.search(r'violates PodSecurity \\"restricted:[a-z0-9.]+\\": (.*?)","reason"', refused)
     said: dict[str, Any] = {}
     if broken:
-        said["policy"] = [violation.split(" must ")[0].split(" is ")[0] for violation in broken]
+        fields = [violation.split(" must ")[0].split(" is ")[0] for violation in broken]
+        said["policy"] = list(dict.fromkeys(SECRET.sub("env[*]", field) for field in fields))
     if checks:
         said["pod security"] = [check.strip() for check in re.sub(r"\([^)]*\)", "", checks[1]).split(",")]
     elif refused:
@@ -154,7 +156,12 @@ def objections(api: client.CoreV1Api, manifest: dict[str, Any]) -> dict[str, Any
 
 def test_nothing_can_be_taken_away_without_an_objection(pods: dict[str, dict[str, Any]], api: client.CoreV1Api) -> None:
     manifest = pods["commodity-price-pipeline extract"]
-    table = {name: objections(api, mutant) for name, mutant in mutants(manifest)}
+    table: dict[str, dict[str, Any]] = {}
+    for name, mutant in mutants(manifest):
+        said = objections(api, mutant)
+        # What holds for the reference to one Secret holds for all: a new one is no new line.
+        name = SECRET.sub("env[*]", name)
+        assert table.setdefault(name, said) == said, name
     if os.environ.get("UPDATE_GOLDEN"):
         TABLE.write_text(yaml.safe_dump(table, sort_keys=True, width=140))
     silent = {

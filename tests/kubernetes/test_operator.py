@@ -180,7 +180,7 @@ def test_a_missing_secret_is_named(launch: Launch, monkeypatch: pytest.MonkeyPat
 def test_a_pod_without_a_place_is_told_at_once_and_given_up_in_time(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile(monkeypatch, cpu=("1000", "1000"))
+    profile(monkeypatch, cpu=("100", "100"))  # the quota has more, no node does
     monkeypatch.setattr(pod, "STARTUP_SECONDS", 8)
     ran = launch("")
     ran.said("WARNING The pod has no node yet: Unschedulable: 0/", 7)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.dag_processing.dagbag import DagBag
 
 from marketdata.batches import open_store
 from marketdata.orchestration import policy
@@ -123,6 +124,11 @@ def first(run: Run) -> str:
 
 def identities(messages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return sorted((m["record_id"], m["content_hash"], m["series"], str(m["price"]), m["as_of"]) for m in messages)
+
+
+def test_there_is_no_task_that_does_not_run_here() -> None:
+    bag = DagBag(dag_folder=ROOT / "dags")
+    assert {dag_id: sorted(dag.task_dict) for dag_id, dag in bag.dags.items()} == {DAG_ID: sorted(TASKS)}
 
 
 def test_every_task_ran_as_a_pod_and_left_none(first: str, cluster: Cluster) -> None:

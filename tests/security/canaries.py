@@ -61,9 +61,8 @@ def files(folder: Path, without: Iterable[Path] = ()) -> Iterator[tuple[str, byt
     for file in sorted(folder.rglob("*")):
         if not file.is_file() or file.is_symlink() or left_out & {file, *file.parents}:
             continue
-        # Engines reserve megabytes of nothing.
-        place, content = file.relative_to(folder).as_posix(), file.read_bytes().rstrip(b"\0")
-        yield place, content
+        place, content = file.relative_to(folder).as_posix(), file.read_bytes()
+        yield place, content.rstrip(b"\0")  # engines reserve megabytes of nothing
         if content[:2] == b"\x1f\x8b":
             yield f"{place}, decompressed", gzip.decompress(content)
         if content[:4] == b"PAR1":
