@@ -105,8 +105,8 @@ lock: ## Renew requirements.lock within pyproject.toml's bounds, and the images'
 
 .PHONY: lock-scanners
 lock-scanners: setup ## Renew the scanners' own lock
-	@$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock-scanners" --upgrade tests/scans/requirements.in -o tests/scans/requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock-scanners" $(if $(UPGRADE),--upgrade) tests/scans/requirements.in -o tests/scans/requirements.lock
 
 .PHONY: docs
 docs: setup ## Generate docs/reference, and the monitoring chart's values from deploy/monitoring

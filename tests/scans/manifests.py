@@ -1,42 +1,20 @@
-"""What would stand on a cluster: the charts' objects as Helm renders them, and each task's pod as it is submitted."""
+"""Each task's pod as it is submitted, and objects of any kind as files, spoilt where a test wants them to be."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.engines.go import tool
+from tests.kubernetes.charts import DIGEST, Object
 
 ROOT = Path(__file__).resolve().parents[2]
-KUBERNETES = "1.34"
-IMAGE = f"registry.example.com/marketdata-task:0.1.0@sha256:{'0123456789abcdef' * 4}"
+IMAGE = f"registry.example.com/marketdata-task@{DIGEST}"
 
-Object = dict[str, Any]
 Mutation = Callable[[Object], object]
-
-
-def charts() -> list[Path]:
-    """The project's own charts that can be installed."""
-    files = sorted((ROOT / "deploy").glob("*/Chart.yaml"))
-    return [file.parent for file in files if yaml.safe_load(file.read_text()).get("type") != "library"]
-
-
-def rendered(chart: Path) -> list[Object]:
-    """The objects of a chart, with the values of production where it has some."""
-    values = [word for file in sorted(chart.glob("values*production.yaml")) for word in ("--values", str(file))]
-    command = [
-        str(tool("helm")), "template", chart.name, str(chart), "--namespace", "production",
-        "--kube-version", f"{KUBERNETES}.0", "--include-crds", *values,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def pods(patch: pytest.MonkeyPatch) -> Iterator[Object]:

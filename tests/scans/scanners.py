@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from tests.engines.go import tool
+from tests.kubernetes.charts import KUBERNETES
 from tests.scans.findings import Finding
 from tests.scans.installation import ROOT, run
-from tests.scans.manifests import KUBERNETES, name
+from tests.scans.manifests import name
 
 RULES = Path(__file__).with_name("semgrep")
 BASELINE = Path(__file__).with_name("secrets.baseline")

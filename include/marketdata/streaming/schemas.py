@@ -64,7 +64,9 @@ def _ask(url: str, method: str, path: str, body: Mapping[str, Any], *good: int) 
     import requests
 
     try:
-        answer = requests.request(method, f"{url}/{path}", json=body, headers=_HEADERS, timeout=ANSWER_SECONDS)
+        answer = requests.request(
+            method, f"{url}/{path}", json=body, headers=_HEADERS, allow_redirects=False, timeout=ANSWER_SECONDS
+        )
         content = answer.json()
     except (requests.RequestException, ValueError) as error:
         raise UnavailableError(
