@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fake_marketdata import Fake
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).parent / "runner.py"
@@ -195,21 +195,14 @@ def test_a_run_that_is_told_to_end_does_so_at_once_and_is_failed(
     moment = datetime.now(UTC)
     process = main("--conf", '{"lookback_days": 3}', "--at", moment.isoformat())
     try:
-        _until(lambda: (fake.folder / "pid").exists() or process.poll() is not None)
+        until("the task runs", lambda: (fake.folder / "pid").exists() or process.poll() is not None)
         process.send_signal(number)
         assert process.wait(PATIENCE_SECONDS) == 128 + number
     finally:
         process.kill()
         process.wait()
     pid = (fake.folder / "pid").read_text()
-    _until(lambda: not Path(f"/proc/{pid}").exists())
+    until("the command has ended", lambda: not Path(f"/proc/{pid}").exists())
     with sqlite3.connect(f"{airflow['AIRFLOW_HOME']}/airflow.db") as database:
         query = "SELECT state FROM dag_run WHERE run_id = ?"
         assert database.execute(query, (f"manual__{moment.isoformat()}",)).fetchall() == [("failed",)]
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

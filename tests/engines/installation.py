@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,17 +126,6 @@ class Installation:
             return dag_ids <= {dag["dag_id"] for dag in self.call("GET", "dags?limit=100")["dags"]}
         except (OSError, urllib.error.HTTPError):
             return False
-
-
-def until(what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait for a condition and return what it gives; a test's only way to wait."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
 
 
 @contextmanager

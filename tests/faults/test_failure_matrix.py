@@ -14,8 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.engines.installation import FINAL, Installation, installation, until
+from tests.engines.installation import FINAL, Installation, installation
 from tests.engines.slack import Posted, Slack, slack_server
+from tests.waiting import until
 
 pytest.importorskip("airflow.providers.slack", reason="the Slack provider is not installed")
 

@@ -12,7 +12,8 @@ from marketdata.observability import runs
 from marketdata.observability.notices import FAILURE, Notice, PostgresOutbox, Receipt
 from marketdata.observability.slack import Message
 from tests.engines.chromium import BINARY, Browser, chromium
-from tests.engines.installation import Installation, until
+from tests.engines.installation import Installation
+from tests.waiting import until
 
 if BINARY is None:
     pytest.skip("no Chromium is installed", allow_module_level=True)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from marketdata.orchestration import policy
 from marketdata.orchestration.pod import MarketdataPodOperator
 from tests.engines.kubernetes import build
 from tests.engines.kubernetes.cluster import Cluster
+from tests.waiting import until
 
 NAMESPACE, ACCOUNT = "airflow", "airflow-pod-launcher"
 APP = "operator-test"
@@ -39,21 +40,6 @@ finally:
     if result is not None:
         pathlib.Path(os.environ["MARKETDATA_RESULT"]).write_text(json.dumps(result))
 """
-
-
-def until(
-    what: str, condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS, *, but: Callable[[], str] = str
-) -> Any:
-    """Wait for a condition and return what it gives; a test's only way to wait.
-
-    Args:
-        but: what there was instead.
-    """
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what} {but()}"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture(scope="session")

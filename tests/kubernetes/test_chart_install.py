@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tests.conftest import NO_SHARED_DATA, SHARED
 from tests.engines.kubernetes.cluster import Cluster
 from tests.kubernetes import charts
 from tests.kubernetes.charts import Object, values
+from tests.waiting import until
 
 CONSUMER = "commodity-analytics-consumer"
 TENANTS = ("hooli", "initech")
@@ -39,7 +39,7 @@ def definitions(cluster: Cluster) -> Iterator[None]:
     ours = "kafkas.kafka.strimzi.io" not in known
     if ours:
         cluster.kubectl("create", *files)
-        until(lambda: all(map(is_established, cluster.get(*files)["items"])), "the API server serves the new kinds")
+        until("the API server serves the new kinds", lambda: all(map(is_established, cluster.get(*files)["items"])))
     yield
     if ours:
         cluster.kubectl("delete", "--wait=false", *files)
@@ -48,13 +48,6 @@ def definitions(cluster: Cluster) -> Iterator[None]:
 def is_established(definition: Object) -> bool:
     conditions = definition.get("status", {}).get("conditions") or []
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 @pytest.mark.usefixtures("definitions")
@@ -162,7 +155,7 @@ def test_the_autoscaler_brings_the_consumer_to_three_pods(installed: Cluster) ->
 
     try:
         assert replicas() == 1
-        until(lambda: replicas() == 3, "three pods are wanted")
+        until("three pods are wanted", lambda: replicas() == 3)
     finally:
         charts.install_platform(installed, charts.with_tenants(*TENANTS))
     assert "not found" in refusal(installed, "get", "deployment", CONSUMER, "--namespace=production")
@@ -217,7 +210,7 @@ def test_the_two_hundred_and_first_pod_is_refused(emptied: Cluster) -> None:
         quota = emptied.get("resourcequota", "quota", "--namespace=production")
         return not names and quota["status"]["used"]["pods"] == "200"
 
-    until(is_full, "there are 200 pods")
+    until("there are 200 pods", is_full)
     one_more = yaml.safe_dump(waiting_pod("quota-one-more", "production", cpu="1m", memory="1Mi"))
     said = refusal(emptied, "create", "--filename=-", told=one_more)
     assert "exceeded quota: quota, requested: pods=1, used: pods=200, limited: pods=200" in said
@@ -245,13 +238,8 @@ def test_a_container_that_says_nothing_gets_the_default(emptied: Cluster) -> Non
 
 def test_a_tenant_has_a_quota_of_its_own(emptied: Cluster) -> None:
     too_large = yaml.safe_dump(waiting_pod("quota-too-large", "tenant-hooli", cpu="21", memory="1Mi"))
-    until(
-        lambda: (
-            "limits.cpu"
-            in emptied.get("resourcequota", "quota", "--namespace=tenant-hooli").get("status", {}).get("hard", {})
-        ),
-        "the tenant's quota counts",
-    )
+    quota = ("resourcequota", "quota", "--namespace=tenant-hooli")
+    until("the tenant's quota counts", lambda: "limits.cpu" in emptied.get(*quota).get("status", {}).get("hard", {}))
     assert "limited: limits.cpu=20" in refusal(emptied, "create", "--filename=-", told=too_large)
     create(emptied, waiting_pod("quota-fits", "tenant-hooli", cpu="20", memory="1Mi"))
 

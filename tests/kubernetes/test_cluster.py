@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from marketdata.settings import Settings
-from tests.engines.installation import until
 from tests.engines.kubernetes.cluster import CGROUPS, STATES, Cluster, why_not
 from tests.engines.kubernetes.objects import hardened
+from tests.waiting import until
 
 SLEEP = ["python3", "-c", "import time; time.sleep(600)"]
 UNHARDENED = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "unhardened"},

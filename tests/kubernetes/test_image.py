@@ -22,8 +22,8 @@ from packaging.utils import canonicalize_name
 
 from marketdata.orchestration import environment, policy
 from tests.engines import images
-from tests.engines.installation import until
 from tests.engines.kubernetes.cluster import Cluster
+from tests.waiting import until
 
 NAMESPACE = f"image-test-{uuid.uuid4().hex[:8]}"
 USER = 10001
@@ -89,7 +89,9 @@ def _ended(cluster: Cluster, name: str) -> Ended:
     reason = f"{pod.get('reason', '')} {pod.get('message', '')}".strip()
     if pod.get("reason") == "Evicted":
         return Ended(None, "", reason)
-    ended = pod["containerStatuses"][0]["state"]["terminated"]
+    (container,) = pod["containerStatuses"]
+    ended = container["state"].get("terminated")
+    assert ended, f"pod {name} ended without having run: {reason or 'no reason'}; {container['state']}"
     return Ended(ended["exitCode"], cluster.kubectl("logs", name, f"--namespace={NAMESPACE}"), reason)
 
 
@@ -295,7 +297,7 @@ def test_an_engine_without_an_address_is_exit_64_and_none_is_started(walked: Any
         "topics": (64, "KAFKA_BROKERS"),
         "query": (64, "POSTGRES_DSN"),
     }
-    assert walked["up"] != 0
+    assert walked["up"] == 64
     assert walked["engines"] == []
 
 

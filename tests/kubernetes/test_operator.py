@@ -13,7 +13,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from marketdata.orchestration import environment, pod, policy, profiles
 from marketdata.orchestration.pod import STARTUP_SECONDS
 from tests.engines.kubernetes.cluster import Cluster
-from tests.kubernetes.launching import Launch, Relay, command_image, launch, launcher, relay, until
+from tests.kubernetes.launching import Launch, Relay, command_image, launch, launcher, relay
+from tests.waiting import until
 
 __all__ = ["command_image", "launch", "launcher", "relay"]
 

@@ -16,7 +16,8 @@ from marketdata.orchestration import policy
 from marketdata.settings import Settings
 from tests.engines.installation import FINAL, Installation, installation
 from tests.engines.kubernetes.cluster import Cluster
-from tests.kubernetes.launching import APP, command_image, launcher, scheduled, until
+from tests.kubernetes.launching import APP, command_image, launcher, scheduled
+from tests.waiting import until
 
 __all__ = ["command_image", "launcher"]
 

@@ -20,8 +20,9 @@ from marketdata.orchestration import policy
 from marketdata.settings import Settings
 from marketdata.sources.mapping import PACKAGED
 from tests.engines.kubernetes.cluster import Cluster
-from tests.kubernetes.launching import launcher, until
+from tests.kubernetes.launching import launcher
 from tests.laptop import Laptop
+from tests.waiting import until
 
 __all__ = ["launcher"]
 

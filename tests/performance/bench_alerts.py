@@ -20,10 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.engines.installation import installation, until
+from tests.engines.installation import installation
 from tests.engines.slack import slack_server
 from tests.faults.test_failure_matrix import DAGS, Matrix
 from tests.performance.bench_plugins import postgres
+from tests.waiting import until
 
 RUNS = 20
 LIMIT_SECONDS = 60

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.engines import images
-from tests.engines.installation import until
 from tests.engines.kubernetes import build
 from tests.engines.kubernetes.cluster import Cluster, cluster
 from tests.engines.kubernetes.objects import hardened
+from tests.waiting import until
 
 NAMESPACE = "bench-image"
 REPEATS = 5

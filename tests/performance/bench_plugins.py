@@ -27,8 +27,9 @@ from marketdata import engines
 from marketdata.observability.outcomes import Outcome
 from marketdata.observability.push import BUDGET_SECONDS, Courier
 from marketdata.settings import CHECKOUT, ENDPOINTS_VARIABLE, Settings
-from tests.engines.installation import Installation, installation, until
+from tests.engines.installation import Installation, installation
 from tests.engines.slack import slack_server
+from tests.waiting import until
 
 RUNS = 200
 DAG = "commodity-price-pipeline"

@@ -19,11 +19,12 @@ from unittest.mock import patch
 from marketdata import settings
 from marketdata.orchestration import policy
 from marketdata.settings import CHECKOUT, Settings
-from tests.engines.installation import FINAL, installation, until
+from tests.engines.installation import FINAL, installation
 from tests.engines.kubernetes import build
 from tests.engines.kubernetes.cluster import Cluster, cluster
 from tests.engines.kubernetes.objects import credentials, hardened
 from tests.kubernetes import charts
+from tests.waiting import until
 
 REPEATS = 5
 RUNS = 3

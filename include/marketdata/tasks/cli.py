@@ -28,18 +28,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("marketdata")
 
 
+LAPTOP_ONLY = frozenset({"filelock", "psutil"})
+"""What the commands that start engines need, and no image has."""
+
+
 class _OneLineErrors(TyperGroup):
     """An error is one line with its remedy; the traceback goes to the log; the exit code says whose fault it is."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except MarketdataError as error:
             log.error("%s", error, exc_info=True)
             typer.echo(f"error: {error.message}", err=True)
             if error.remedy:
                 typer.echo(f"  fix: {error.remedy}", err=True)
             raise typer.Exit(error.exit_code) from None
+
+    def _invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if error.name not in LAPTOP_ONLY:
+                raise
+            raise UsageError(
+                f"this installation has no embedded engines ({error.name} is missing); nothing was started",
+                "set the engines' addresses, e.g. KAFKA_BROKERS; on a laptop: make setup",
+            ) from error
 
 
 app = typer.Typer(

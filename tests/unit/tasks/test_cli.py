@@ -68,6 +68,14 @@ def test_a_step_hands_its_result_over_in_the_file_it_is_given(marketdata, tmp_pa
     assert handed["batch"].startswith(f"file://{tmp_path}/lake/batches/commodity_prices/2018-12-03/")
 
 
+def test_where_no_engine_is_installed_starting_them_is_exit_64(marketdata, tmp_path):
+    (tmp_path / "image" / "psutil").mkdir(parents=True)
+    (tmp_path / "image" / "psutil" / "__init__.py").write_text("raise ModuleNotFoundError('no psutil', name='psutil')")
+    ended = marketdata("engines", "up", PYTHONPATH=str(tmp_path / "image"))
+    assert ended.returncode == 64
+    assert "error: this installation has no embedded engines (psutil is missing); nothing was started" in ended.stderr
+
+
 def test_an_unforeseen_error_is_exit_70(marketdata, tmp_path):
     (tmp_path / "lake").mkdir()
     ended = marketdata(*EXTRACT, LAKE_URI=f"file://{tmp_path}/lake", MARKETDATA_RESULT="/proc/nowhere/return.json")
