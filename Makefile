@@ -45,7 +45,7 @@ backfill: setup ## Run the pipeline for past days (FROM=2018-12-03 TO=2018-12-05
 
 .PHONY: test
 test: setup ## Pass the tests: units, DAG integrity, contracts and the whole pipeline on the embedded engines
-	@$(BIN)/pytest -m "not engines and not kubernetes and not scans" -q --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest -m "not engines and not kubernetes and not scans" -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-engines
 test-engines: setup ## Pass the contract suites on three brokers, real Trino and S3, and the faults on them

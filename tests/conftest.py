@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 MARKERS = ("unit", "dags", "contract", "engines", "integration", "faults", "security", "kubernetes", "scans")
 
 NO_SHARED_DATA = "no shared data folder beside the checkout"
+
+# How fast a machine is decides no test.
+hypothesis_settings.register_profile("marketdata", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("marketdata")
 
 os.environ.setdefault("AIRFLOW_HOME", str(ROOT / "build" / "tests" / "airflow"))
 

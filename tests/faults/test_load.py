@@ -90,10 +90,10 @@ def test_a_killed_load_is_wholly_there_or_not_at_all_and_the_next_try_completes_
 
 
 def test_a_dead_catalog_is_named_and_the_load_completes_when_it_is_back(
-    tmp_path: Path, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    new_home: Callable[[str], Path], settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings_for()  # clears the environment
-    home = tmp_path / "home"
+    home = new_home("catalog")
     monkeypatch.setenv("MARKETDATA_HOME", str(home))
     monkeypatch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))
     settings = engines.up(Settings(), ["postgres"])

@@ -78,7 +78,7 @@ nasty = st.text(st.sampled_from("ab &<>`*_~|@#!\n\t:/.€😀é'\"\\"), max_size
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(nasty, nasty, nasty, st.integers(0, 80), nasty)
 def test_whatever_the_data_says_slack_takes_it(dag: str, run: str, error: str, tasks: int, reason: str) -> None:
     failed = tuple(FailedTask(dag, 1, 1, 0.0, error, f"https://a.example/{run}") for _ in range(tasks))

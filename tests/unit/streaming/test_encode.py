@@ -78,7 +78,7 @@ def expected(row: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_a_message_is_its_row_to_the_last_digit_and_character(many: list[dict[str, Any]]) -> None:
     pairs = encoded(table_of(many))

@@ -132,7 +132,7 @@ prices_ = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     gold=st.lists(prices_, max_size=60),
     oil=st.lists(prices_.map(lambda price: replace(price, key=OIL)), max_size=60),
@@ -147,7 +147,7 @@ def test_any_batches_restarts_and_interleaving_end_in_the_same_bytes(
     assert late == late_again
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prices=st.lists(prices_, min_size=1, max_size=40), seed=st.integers(0, 2**32))
 def test_duplicates_and_another_order_change_nothing(prices: list[Price], seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
@@ -160,7 +160,7 @@ def test_duplicates_and_another_order_change_nothing(prices: list[Price], seed: 
     assert one.figures() == other.figures()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prices=st.lists(prices_, min_size=1, max_size=40), seed=st.integers(0, 2**32))
 def test_the_figures_are_those_of_the_newest_revisions(prices: list[Price], seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
