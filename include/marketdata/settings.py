@@ -84,6 +84,13 @@ class Settings(BaseSettings):
         None, description="Certificates that vouch for the brokers, PEM text; unset, those the machine trusts."
     )
 
+    schema_registry_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^@\s]+$",
+        description="Schema registry of Confluent's protocol, to where its paths begin; a user or password in it is "
+        "refused. Unset, schemas are registered nowhere.",
+    )
+
     analytics_topic: str = Field("commodity-aggregates", description="Topic the aggregates of prices go to.")
     analytics_group: str = Field(
         "commodity-analytics", description="Consumer group of `marketdata analytics`; its state belongs to the group."

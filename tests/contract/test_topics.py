@@ -127,6 +127,6 @@ def test_without_an_address_the_variable_is_named(settings_for: Callable[..., Se
 def test_a_node_left_alone_of_a_larger_cluster_gets_no_single_replicas(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topics, "_config", lambda *_: {"transaction.state.log.replication.factor": "3"})
+    monkeypatch.setattr(topics, "_configs", lambda *_: {"1": {"transaction.state.log.replication.factor": "3"}})
     with pytest.raises(UnavailableError, match="only broker 1 is up"):
         topics.apply(settings)

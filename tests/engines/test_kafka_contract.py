@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marketdata.settings import Settings
 from marketdata.streaming.brokers import reach
-from marketdata.streaming.topics import _config
+from marketdata.streaming.topics import _configs
 from tests.contract.test_publish import *  # noqa: F403
 from tests.contract.test_topics import *  # noqa: F403
 
@@ -20,4 +20,4 @@ def test_topics_have_three_replicas_of_which_two_must_have_a_record(settings: Se
         found = cluster.metadata.topics[topic].partitions
         assert len(found) == partitions
         assert all(sorted(one.replicas) == [1, 2, 3] == sorted(one.isrs) for one in found.values())
-        assert _config(cluster, "topic", topic)["min.insync.replicas"] == "2"
+        assert _configs(cluster, "topic", [topic])[topic]["min.insync.replicas"] == "2"

@@ -313,13 +313,14 @@ def test_production_has_the_tls_listener_only(production: list[Object], developm
 
 def test_topics_are_those_of_the_catalogue(production: list[Object]) -> None:
     found = {
-        topic["metadata"]["name"]: topic["spec"]
+        topic["metadata"]["name"]: topic
         for topic in kind(production, "KafkaTopic")
         if "tenant" not in topic["metadata"]["labels"]
     }
     assert found.keys() == {topic.name for topic in topics.catalogue()}
     for topic in topics.catalogue():
-        spec = found[topic.name]
+        spec = found[topic.name]["spec"]
+        assert found[topic.name]["metadata"]["annotations"]["marketdata/format"] == topic.format
         assert (spec["partitions"], spec["replicas"]) == (topic.partitions, topic.replication_factor)
         assert {name: str(value) for name, value in spec["config"].items()} == dict(topic.config)
 
@@ -334,8 +335,7 @@ def test_removing_the_chart_removes_no_data(production: list[Object]) -> None:
 
 
 def test_users_of_kafka_may_do_what_is_theirs(production: list[Object]) -> None:
-    # Topics of services to come are not in the catalogue yet.
-    known = {topic.name for topic in topics.catalogue()} | {"ml-predictions", "ml-predictions-dlq"}
+    known = {topic.name for topic in topics.catalogue()}
     rights: dict[str, set[tuple[str, str, str, str]]] = {}
     for user in kind(production, "KafkaUser"):
         rights[user["metadata"]["name"]] = {
@@ -595,7 +595,10 @@ def test_a_tenant_has_everything_of_its_own() -> None:
     assert references.keys() == {key.secret for key in SECRETS.values()} | {"kafka-user-tenant-acme-2"}
     for spec in references.values():
         assert all("/tenant-acme-2/" in entry["remoteRef"]["key"] for entry in spec["data"])
-    assert "acme-2.commodity-prices" in {found["metadata"]["name"] for found in kind(objects, "KafkaTopic")}
+    named = {found["metadata"]["name"] for found in kind(objects, "KafkaTopic")}
+    assert named == {f"acme-2.{topic.name}" for topic in topics.catalogue() if topic.tenants}
+    assert {"acme-2.commodity-prices", "acme-2.commodity-prices-dlq", "acme-2.ml-predictions"} < named
+    assert "acme-2.platform-metrics" not in named
 
 
 def test_no_prefix_of_a_tenant_is_the_beginning_of_another_s_topic() -> None:

@@ -17,6 +17,7 @@ metadata:
     {{- end }}
   annotations:
     helm.sh/resource-policy: keep
+    marketdata/format: {{ .topic.format }}
 spec:
   partitions: {{ .topic.partitions }}
   replicas: {{ .topic.replication_factor }}

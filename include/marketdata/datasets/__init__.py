@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
+from marketdata.datasets.commodity_features import COMMODITY_FEATURES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.datasets.dataset import Column, Dataset, KnownEvent, quarantine
+from marketdata.datasets.ml_predictions import ML_PREDICTIONS
+from marketdata.datasets.platform_events import (
+    DATA_QUALITY_RESULTS,
+    MODEL_EVENTS,
+    PIPELINE_EVENTS,
+    PLATFORM_METRICS,
+    PRICE_ALERTS,
+)
+from marketdata.datasets.raw_trades import BINANCE_RAW_TRADE, KRAKEN_RAW_TRADE
 from marketdata.errors import UsageError
 
 DATASETS = {dataset.name: dataset for dataset in (COMMODITY_PRICES,)}
 """Those a pipeline brings, each with a suite of rules."""
 
-DERIVED = {dataset.name: dataset for dataset in (COMMODITY_AGGREGATES,)}
+DERIVED = {dataset.name: dataset for dataset in (COMMODITY_AGGREGATES, COMMODITY_FEATURES, ML_PREDICTIONS)}
 """Those that are computed from others."""
 
-__all__ = ["DATASETS", "DERIVED", "Column", "Dataset", "KnownEvent", "get", "quarantine"]
+EVENTS = {
+    dataset.name: dataset
+    for dataset in (
+        PRICE_ALERTS,
+        PIPELINE_EVENTS,
+        DATA_QUALITY_RESULTS,
+        PLATFORM_METRICS,
+        MODEL_EVENTS,
+        BINANCE_RAW_TRADE,
+        KRAKEN_RAW_TRADE,
+    )
+}
+"""Those that are messages and no table."""
+
+__all__ = ["DATASETS", "DERIVED", "EVENTS", "Column", "Dataset", "KnownEvent", "get", "quarantine"]
 
 
 def get(name: str) -> Dataset:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT, TIMESTAMP, DATE, INTEGER = "string", "timestamp", "date", "integer"
+LONG, DOUBLE, BOOLEAN = "long", "double", "boolean"
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 
 
@@ -25,7 +26,8 @@ class Column:
 
     Args:
         name: name in the table; lower_snake_case.
-        type: ``string``, ``decimal(p,s)``, ``timestamp`` (UTC, microseconds), ``date`` or ``integer``.
+        type: ``string``, ``decimal(p,s)``, ``timestamp`` (UTC, microseconds), ``date``, ``integer`` (32 bits), ``long``
+            (64), ``double`` or ``boolean``.
         doc: one line for people.
         required: a row without it is quarantined.
         raw: it comes from the source, as text; the others are computed by `transform`.
@@ -62,6 +64,9 @@ class Column:
             TIMESTAMP: pa.timestamp("us", "UTC"),
             DATE: pa.date32(),
             INTEGER: pa.int32(),
+            LONG: pa.int64(),
+            DOUBLE: pa.float64(),
+            BOOLEAN: pa.bool_(),
         }
         return types[self.type]
 
@@ -74,10 +79,24 @@ class Column:
         elif self.type == DATE:
             schema = {"type": "string", "format": "date"}
         else:
-            schema = {"type": self.type}
+            schema = {"type": {LONG: "integer", DOUBLE: "number"}.get(self.type, self.type)}
         if not self.required:
             schema["type"] = [schema["type"], "null"]
         return {**schema, "description": self.doc}
+
+    def avro_field(self) -> dict[str, Any]:
+        """Avro schema of the column in a message."""
+        field: dict[str, Any] = {"name": self.message_name, "doc": self.doc}
+        if decimal := self.decimal():
+            precision, scale = decimal
+            type_: Any = {"type": "bytes", "logicalType": "decimal", "precision": precision, "scale": scale}
+        elif self.type == TIMESTAMP:
+            type_ = {"type": "long", "logicalType": "timestamp-micros"}
+        elif self.type == DATE:
+            type_ = {"type": "int", "logicalType": "date"}
+        else:
+            type_ = {INTEGER: "int"}.get(self.type, self.type)
+        return {**field, "type": type_} if self.required else {**field, "type": ["null", type_], "default": None}
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,8 @@ class Dataset:
         event_time: column that says when the row's fact happened.
         topic: default Kafka topic.
         message_key: column whose value is the Kafka message key.
+        dead_letters: topic of messages that cannot be read, where several datasets share one; default: the dataset's
+            topic with ``-dlq``.
         aliases: column → {lower-case text the source may use: canonical value}.
         ranges: (commodity, unit) → (lowest, highest) plausible price.
         events: days with a name.
@@ -114,6 +135,7 @@ class Dataset:
     event_time: str
     topic: str
     message_key: str
+    dead_letters: str = ""
     aliases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     ranges: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     events: tuple[KnownEvent, ...] = ()
@@ -153,6 +175,16 @@ class Dataset:
             "properties": {c.message_name: c.json_schema() for c in self.columns},
             "required": [c.message_name for c in self.columns if c.required],
             "additionalProperties": True,
+        }
+
+    def avro_schema(self) -> dict[str, Any]:
+        """Avro schema of a message on the topic."""
+        return {
+            "type": "record",
+            "name": "".join(word.title() for word in self.name.split("_")),
+            "namespace": "marketdata",
+            "doc": self.doc,
+            "fields": [column.avro_field() for column in self.columns],
         }
 
 

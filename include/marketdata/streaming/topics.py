@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from marketdata import datasets
 from marketdata.datasets import Dataset
+from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
@@ -20,6 +21,7 @@ from marketdata.streaming.brokers import REACH_SECONDS, Cluster, outcome, reach
 log = logging.getLogger(__name__)
 
 Role = Literal["records", "ledger", "letters"]
+Format = Literal["json", "avro", "bytes"]
 Effect = Literal["create", "safe", "destructive"]
 
 _SCHEMA = {
@@ -32,13 +34,15 @@ _SCHEMA = {
             "minItems": 1,
             "items": {
                 "type": "object",
-                "required": ["name", "doc", "dataset", "role", "partitions", "replication_factor", "config"],
+                "required": ["name", "doc", "role", "format", "partitions", "replication_factor", "config"],
                 "additionalProperties": False,
                 "properties": {
                     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,248}$"},
                     "doc": {"type": "string", "minLength": 1},
                     "dataset": {"type": "string"},
                     "role": {"enum": ["records", "ledger", "letters"]},
+                    "format": {"enum": ["json", "avro", "bytes"]},
+                    "tenants": {"type": "boolean"},
                     "partitions": {"type": "integer", "minimum": 1},
                     "replication_factor": {"type": "integer", "minimum": 3},
                     "config": {
@@ -54,20 +58,30 @@ _SCHEMA = {
                         },
                     },
                 },
-                "if": {"properties": {"role": {"const": "ledger"}}},
-                "then": {
-                    "properties": {
-                        "partitions": {"const": 1},
-                        "config": {
-                            "required": ["retention.bytes"],
+                "allOf": [
+                    {
+                        "if": {"properties": {"role": {"const": "ledger"}}},
+                        "then": {
                             "properties": {
-                                "cleanup.policy": {"const": "delete"},
-                                "retention.ms": {"const": -1},
-                                "retention.bytes": {"const": -1},
-                            },
+                                "format": {"const": "json"},
+                                "partitions": {"const": 1},
+                                "config": {
+                                    "required": ["retention.bytes"],
+                                    "properties": {
+                                        "cleanup.policy": {"const": "delete"},
+                                        "retention.ms": {"const": -1},
+                                        "retention.bytes": {"const": -1},
+                                    },
+                                },
+                            }
                         },
-                    }
-                },
+                    },
+                    {
+                        "if": {"properties": {"role": {"const": "letters"}}},
+                        "then": {"properties": {"format": {"const": "bytes"}}},
+                        "else": {"properties": {"format": {"enum": ["json", "avro"]}}, "required": ["dataset"]},
+                    },
+                ],
             },
         }
     },
@@ -79,21 +93,27 @@ class Topic:
     """A topic as the catalogue wants it.
 
     Args:
-        dataset: dataset whose records, ledger or dead letters it holds.
+        dataset: dataset whose records, ledger or dead letters it holds; None where several share their dead letters.
+        tenants: on a cluster, each tenant has one of its own.
         config: Kafka's topic settings; those not named are the broker's business.
     """
 
     name: str
     doc: str
-    dataset: str
     role: Role
+    format: Format
     partitions: int
     replication_factor: int
     config: Mapping[str, str] = field(default_factory=dict)
+    dataset: str | None = None
+    tenants: bool = False
 
     def value_schema(self) -> dict[str, Any] | None:
-        """JSON Schema of the messages; None for a ledger, whose format is `ledger.Marker`, and for what has no form."""
-        return _dataset(self.dataset).message_schema() if self.role == "records" else None
+        """JSON or Avro schema of the messages; None for a ledger, whose form is `ledger.Marker`, and dead letters."""
+        if self.role != "records" or self.dataset is None:
+            return None
+        dataset = _dataset(self.dataset)
+        return dataset.avro_schema() if self.format == "avro" else dataset.message_schema()
 
 
 @dataclass(frozen=True)
@@ -135,8 +155,9 @@ def catalogue() -> tuple[Topic, ...]:
 
 
 def records_topic(settings: Settings, dataset: Dataset) -> str:
-    """Topic of a dataset's records: ``KAFKA_TOPIC``, ``ANALYTICS_TOPIC``."""
-    return settings.kafka_topic if dataset is COMMODITY_PRICES else settings.analytics_topic
+    """Topic of a dataset's records; ``KAFKA_TOPIC`` and ``ANALYTICS_TOPIC`` rename two."""
+    renamed = {COMMODITY_PRICES.name: settings.kafka_topic, COMMODITY_AGGREGATES.name: settings.analytics_topic}
+    return renamed.get(dataset.name, dataset.topic)
 
 
 def ledger_topic(settings: Settings, dataset: Dataset) -> str:
@@ -146,7 +167,15 @@ def ledger_topic(settings: Settings, dataset: Dataset) -> str:
 
 def letters_topic(settings: Settings, dataset: Dataset) -> str:
     """Topic of the messages of a dataset that could not be read."""
-    return f"{records_topic(settings, dataset)}-dlq"
+    return dataset.dead_letters or f"{records_topic(settings, dataset)}-dlq"
+
+
+def named(settings: Settings) -> list[Topic]:
+    """The catalogue under the names of this installation."""
+    return [
+        replace(topic, name=_NAMES[topic.role](settings, _dataset(topic.dataset))) if topic.dataset else topic
+        for topic in catalogue()
+    ]
 
 
 def compare(settings: Settings) -> list[Difference]:
@@ -173,14 +202,9 @@ def apply(settings: Settings) -> list[str]:
         raise UsageError(
             f"{'; '.join(refused)}; no topic was changed", "change topics.yaml, or the topic by hand once you are sure"
         )
-    done = []
-    for topic in wanted:
-        mine = [difference for difference in differences if difference.topic == topic.name]
-        if any(difference.effect == "create" for difference in mine):
-            done += _create(cluster, topic)
-        for difference in mine:
-            if difference.effect == "safe":
-                done.append(_change(cluster, difference))
+    missing = {difference.topic for difference in differences if difference.effect == "create"}
+    done = _create(cluster, [topic for topic in wanted if topic.name in missing])
+    done += [_change(cluster, difference) for difference in differences if difference.effect == "safe"]
     if done:
         _await(cluster, wanted)
     return done
@@ -213,22 +237,19 @@ def check(settings: Settings, dataset: Dataset) -> None:
 
 def _wanted(settings: Settings, cluster: Cluster) -> list[Topic]:
     """The catalogue under the names and on the number of nodes of this installation."""
-    single = _is_single_node(cluster)
-    topics = []
-    for topic in catalogue():
-        name = _NAMES[topic.role](settings, _dataset(topic.dataset))
-        topic = replace(topic, name=name)
-        if single:
-            topic = replace(topic, replication_factor=1, config={**topic.config, "min.insync.replicas": "1"})
-        topics.append(topic)
-    return topics
+    if not _is_single_node(cluster):
+        return named(settings)
+    return [
+        replace(topic, replication_factor=1, config={**topic.config, "min.insync.replicas": "1"})
+        for topic in named(settings)
+    ]
 
 
 _NAMES = {"records": records_topic, "ledger": ledger_topic, "letters": letters_topic}
 
 
 def _dataset(name: str) -> Dataset:
-    return datasets.DERIVED.get(name) or datasets.get(name)
+    return (datasets.DERIVED | datasets.EVENTS).get(name) or datasets.get(name)
 
 
 def _is_single_node(cluster: Cluster) -> bool:
@@ -240,7 +261,7 @@ def _is_single_node(cluster: Cluster) -> bool:
     if len(cluster.metadata.brokers) > 1:
         return False
     (broker,) = cluster.metadata.brokers
-    copies = _config(cluster, "broker", str(broker))["transaction.state.log.replication.factor"]
+    copies = _configs(cluster, "broker", [str(broker)])[str(broker)]["transaction.state.log.replication.factor"]
     if copies != "1":
         raise UnavailableError(
             f"Kafka at {cluster.brokers}: only broker {broker} is up of a cluster that keeps {copies} replicas",
@@ -249,23 +270,29 @@ def _is_single_node(cluster: Cluster) -> bool:
     return True
 
 
-def _config(cluster: Cluster, kind: Literal["broker", "topic"], name: str) -> dict[str, str]:
+def _configs(cluster: Cluster, kind: Literal["broker", "topic"], names: list[str]) -> dict[str, dict[str, str]]:
+    """The configuration of each, in one request."""
     from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
-    resource = ConfigResource(ConfigResource.Type[kind.upper()], name)
-    futures = cluster.admin.describe_configs([resource], request_timeout=REACH_SECONDS)
-    entries = outcome(futures[resource], cluster, f"asking {kind} {name} for its configuration")
-    return {entry.name: entry.value for entry in entries.values()}
+    resources = [ConfigResource(ConfigResource.Type[kind.upper()], name) for name in names]
+    futures = cluster.admin.describe_configs(resources, request_timeout=REACH_SECONDS) if resources else {}
+    found = {}
+    for resource in resources:
+        entries = outcome(futures[resource], cluster, f"asking {kind} {resource.name} for its configuration")
+        found[resource.name] = {entry.name: entry.value for entry in entries.values()}
+    return found
 
 
 def _compare(cluster: Cluster, wanted: list[Topic]) -> Iterator[Difference]:
+    there = cluster.metadata.topics
+    configs = _configs(cluster, "topic", [topic.name for topic in wanted if topic.name in there])
     for topic in wanted:
-        found = cluster.metadata.topics.get(topic.name)
-        if found is None:
+        if topic.name not in there:
             yield Difference(topic.name, "topic", "there", "missing", "create")
             continue
-        replicas = {len(partition.replicas) for partition in found.partitions.values()}
-        yield from differences(topic, len(found.partitions), min(replicas), _config(cluster, "topic", topic.name))
+        partitions = there[topic.name].partitions
+        replicas = min(len(partition.replicas) for partition in partitions.values())
+        yield from differences(topic, len(partitions), replicas, configs[topic.name])
 
 
 def differences(topic: Topic, partitions: int, replicas: int, config: Mapping[str, str]) -> Iterator[Difference]:
@@ -289,18 +316,22 @@ def _loses(name: str, wanted: str, actual: str) -> bool:
     return name == "cleanup.policy"
 
 
-def _create(cluster: Cluster, topic: Topic) -> list[str]:
+def _create(cluster: Cluster, topics: list[Topic]) -> list[str]:
+    """Create them in one request."""
     from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
-    new = NewTopic(topic.name, topic.partitions, topic.replication_factor, config=dict(topic.config))
-    future = cluster.admin.create_topics([new], request_timeout=REACH_SECONDS)[topic.name]
-    try:
-        outcome(future, cluster, f"creating topic {topic.name}")
-    except UnavailableError as error:
-        if _is(error, "TOPIC_ALREADY_EXISTS"):
-            return []  # another `apply` was faster
-        raise
-    return [f"{topic.name}: created, {topic.partitions} partitions, {topic.replication_factor} replicas"]
+    new = [NewTopic(one.name, one.partitions, one.replication_factor, config=dict(one.config)) for one in topics]
+    futures = cluster.admin.create_topics(new, request_timeout=REACH_SECONDS) if new else {}
+    done = []
+    for topic in topics:
+        try:
+            outcome(futures[topic.name], cluster, f"creating topic {topic.name}")
+        except UnavailableError as error:
+            if not _is(error, "TOPIC_ALREADY_EXISTS"):
+                raise
+            continue  # another `apply` was faster
+        done.append(f"{topic.name}: created, {topic.partitions} partitions, {topic.replication_factor} replicas")
+    return done
 
 
 def _change(cluster: Cluster, difference: Difference) -> str:

@@ -292,7 +292,7 @@ def query(
 
 @topics_app.command("diff")
 def topics_diff() -> None:
-    """Compare the cluster's topics with the catalogue; exit 1 where they differ."""
+    """Compare the cluster's topics, and the registry's schemas, with the catalogue; exit 1 where they differ."""
     from marketdata.tasks import topics
 
     raise typer.Exit(topics.diff(_for_people("topics")))
@@ -300,7 +300,7 @@ def topics_diff() -> None:
 
 @topics_app.command("apply")
 def topics_apply() -> None:
-    """Create what is missing and apply safe changes; destructive ones are refused."""
+    """Create what is missing, apply safe changes, register schemas; what would lose or break something is refused."""
     from marketdata.tasks import topics
 
     topics.apply(_for_people("topics"))

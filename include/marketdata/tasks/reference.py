@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from marketdata import quality
-from marketdata.datasets import DATASETS, DERIVED, Dataset, quarantine
+from marketdata.datasets import DATASETS, DERIVED, EVENTS, Dataset, quarantine
 from marketdata.settings import CHECKOUT, Settings
-from marketdata.streaming import topics
+from marketdata.streaming import schemas, topics
 from marketdata.tasks.cli import app
 
 FOLDER = CHECKOUT / "docs" / "reference"
@@ -23,7 +23,8 @@ CALLS = CHECKOUT / "deploy" / "parts" / "values.yaml"
 
 def pages() -> dict[str, str]:
     """Each page's file name and text."""
-    return {
+    released = {name: json.dumps(subject.schema, indent=2) + "\n" for name, subject in _subjects().items()}
+    return released | {
         "settings.md": _page("Settings", "Environment variables, read once by `marketdata.settings`.", _settings()),
         "cli.md": _page("Command line", "The command `marketdata`; pods run its steps.", _cli()),
         "datasets.md": _page("Datasets", "The contracts: topic, table, quarantine.", _datasets()),
@@ -36,7 +37,10 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the pages, or with ``--check`` fail where one is stale."""
+    """Write the pages, or with ``--check`` fail where one is stale; either fails where a schema would break readers."""
+    if broken := breaks():
+        typer.echo(f"error: {'; '.join(broken)}; no page was written\n  fix: {schemas.REMEDY}", err=True)
+        sys.exit(1)
     stale = []
     for name, text in pages().items():
         path = FOLDER / name
@@ -48,6 +52,24 @@ def main() -> None:
     if stale:
         typer.echo(f"error: {', '.join(stale)} no longer says what the code does\n  fix: make docs", err=True)
         sys.exit(1)
+
+
+def breaks() -> list[str]:
+    """Which of today's schemas part readers and messages of the one in `docs/reference/schemas`, and by what."""
+    said = []
+    for name, subject in _subjects().items():
+        if (path := FOLDER / name).exists():
+            said += [f"{name}: {why}" for why in schemas.breaks(json.loads(path.read_text()), subject.schema)]
+    return said
+
+
+def _subjects() -> dict[str, schemas.Subject]:
+    """The schema of each topic that has one, by its file."""
+    endings = {"JSON": "json", "AVRO": "avsc"}
+    return {
+        f"schemas/{one.name.removesuffix('-value')}.{endings[one.kind]}": one
+        for one in schemas.subjects(topics.catalogue())
+    }
 
 
 def _page(title: str, says: str, lines: Iterator[str]) -> str:
@@ -120,7 +142,7 @@ def _datasets() -> Iterator[str]:
         yield quarantine(dataset).doc
         yield ""
         yield from _columns(quarantine(dataset))
-    for dataset in DERIVED.values():
+    for dataset in (DERIVED | EVENTS).values():
         yield f"## {dataset.name}"
         yield ""
         yield f"{dataset.doc} Version {dataset.version}; topic `{dataset.topic}`, message key `{dataset.message_key}`."
@@ -146,11 +168,23 @@ def _rules() -> Iterator[str]:
 
 
 def _topics() -> Iterator[str]:
+    yield "A format that has a schema links to it, as it is registered; only what its readers survive may change there."
+    yield ""
+    files = {name.split("/")[1].rpartition(".")[0]: name for name in _subjects()}
     rows = [
-        (f"`{t.name}`", t.partitions, t.replication_factor, _days(t.config.get("retention.ms")), t.doc)
+        (
+            f"`{t.name}`",
+            f"[{t.format}]({files[t.name]})" if t.name in files else t.format,
+            t.partitions,
+            t.replication_factor,
+            _days(t.config.get("retention.ms")),
+            "own" if t.tenants else "",
+            t.doc,
+        )
         for t in topics.catalogue()
     ]
-    yield from _table(("topic", "partitions", "replication factor", "retention", "what it carries"), rows)
+    header = ("topic", "format", "partitions", "replication factor", "retention", "each tenant", "what it carries")
+    yield from _table(header, rows)
 
 
 def _network() -> Iterator[str]:

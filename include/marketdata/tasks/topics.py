@@ -5,26 +5,35 @@ from __future__ import annotations
 import sys
 
 from marketdata.settings import Settings
-from marketdata.streaming import topics
+from marketdata.streaming import schemas, topics
 from marketdata.streaming.consume import read_back
 from marketdata.tasks.screen import console
+
+NO_REGISTRY = "SCHEMA_REGISTRY_URL is not set: no registry has the schemas"
 
 
 def diff(settings: Settings) -> int:
     """Print the differences; 1 if there are any."""
-    differences = topics.compare(settings)
+    differences = [str(difference) for difference in topics.compare(settings)]
+    if settings.schema_registry_url:
+        differences += schemas.compare(settings.schema_registry_url, topics.named(settings))
     screen = console()
-    for difference in differences:
-        screen.print(str(difference))
-    if not differences:
-        screen.print("the cluster is as the catalogue says")
+    for line in differences or ["the cluster is as the catalogue says"]:
+        screen.print(line)
+    if not settings.schema_registry_url:
+        screen.print(NO_REGISTRY)
     return 1 if differences else 0
 
 
 def apply(settings: Settings) -> None:
-    """Make the cluster as the catalogue says, or refuse."""
+    """Make the cluster, then the registry, as the catalogue says, or refuse."""
     screen = console()
-    for change in topics.apply(settings) or ["nothing to change"]:
+    for change in topics.apply(settings) or ["no topic to change"]:
+        screen.print(change)
+    if not settings.schema_registry_url:
+        screen.print(NO_REGISTRY)
+        return
+    for change in schemas.register(settings.schema_registry_url, topics.named(settings)) or ["no schema to register"]:
         screen.print(change)
 
 
