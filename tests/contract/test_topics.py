@@ -15,6 +15,7 @@ from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.streaming.brokers import outcome, reach
+from marketdata.tasks import topics as command
 from tests.contract.topic import own_topic
 
 
@@ -54,6 +55,14 @@ def test_missing_topics_are_said_created_once_and_then_as_wanted(
     topics.check(settings, COMMODITY_PRICES)
     found = reach(settings).metadata.topics
     assert (len(found[name].partitions), len(found[f"{name}-ledger"].partitions)) == (3, 1)
+
+
+def test_that_no_registry_has_the_schemas_is_said(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    without = "SCHEMA_REGISTRY_URL is not set: no registry has the schemas"
+    assert command.diff(settings) == 0
+    assert capsys.readouterr().out.splitlines() == ["the cluster is as the catalogue says", without]
+    command.apply(settings)
+    assert capsys.readouterr().out.splitlines() == ["no topic to change", without]
 
 
 def test_what_loses_nothing_is_changed_and_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from marketdata import datasets
 from marketdata.datasets import COMMODITY_PRICES, quarantine
+from marketdata.datasets.ml_predictions import ML_PREDICTIONS
+from marketdata.datasets.raw_trades import BINANCE_RAW_TRADE, KRAKEN_RAW_TRADE
 from marketdata.errors import UsageError
 
 
@@ -17,6 +19,44 @@ def test_the_message_has_the_stated_fields():
     jsonschema.validate(message, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(message | {"price": "2000.5"}, schema)
+
+
+def test_a_prediction_has_the_stated_fields():
+    assert [column.name for column in ML_PREDICTIONS.columns if not column.required] == ["actual_price"]
+    assert {column.name for column in ML_PREDICTIONS.columns} == {
+        *("prediction_id", "tenant", "commodity", "predicted_at", "target_date", "predicted_price", "actual_price"),
+        *("predicted_direction", "confidence", "model_name", "model_version", "latency_ms", "input_hash"),
+        *("source_record_id", "event_time", "schema_version"),
+    }
+    assert ML_PREDICTIONS.message_key == "commodity"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "types"),
+    [
+        (BINANCE_RAW_TRADE, "BinanceRawTrade", {
+            "event_type": "string", "event_time_ms": "long", "symbol": "string", "trade_id": "long", "price": "string",
+            "quantity": "string", "trade_time_ms": "long", "is_buyer_maker": "boolean", "ingestion_timestamp": "long"}),
+        (KRAKEN_RAW_TRADE, "KrakenRawTrade", {
+            "symbol": "string", "price": "string", "quantity": "string", "trade_time_seconds": "double",
+            "side": "string", "order_type": "string", "misc": "string", "ingestion_timestamp": "long"}),
+    ],
+)  # fmt: skip
+def test_a_raw_trade_has_the_stated_fields_in_avro(dataset, name, types):
+    schema = dataset.avro_schema()
+    assert schema["name"] == name
+    plain = {field["name"]: field["type"] for field in schema["fields"]}
+    assert plain.pop("ingestion_timestamp") == {"type": "long", "logicalType": "timestamp-micros"}
+    assert plain | {"ingestion_timestamp": "long"} == types
+
+
+def test_what_may_be_missing_is_null_by_default_in_avro():
+    fields = {field["name"]: field for field in COMMODITY_PRICES.avro_schema()["fields"]}
+    decimal = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 4}
+    assert fields["volume"]["type"] == ["null", decimal]
+    assert fields["volume"]["default"] is None
+    assert "default" not in fields["price"]
+    assert fields["timestamp"]["type"]["logicalType"] == "timestamp-micros"
 
 
 def test_arrow_schemas_follow_the_columns():

@@ -8,6 +8,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import fastavro
+import jsonschema
 import pytest
 
 from marketdata import datasets
@@ -16,7 +18,12 @@ from marketdata.streaming import topics
 from marketdata.streaming.topics import Topic
 
 PRICES, LEDGER = "commodity-prices", "commodity-prices-ledger"
-DEAD_LETTERS, AGGREGATES = "commodity-prices-dlq", "commodity-aggregates"
+RECORDS = {
+    PRICES, "commodity-aggregates", "commodity-features", "ml-predictions", "price-alerts", "pipeline-events",
+    "data-quality-results", "platform-metrics", "model-events", "crypto-binance-trades-raw", "crypto-kraken-trades-raw",
+}  # fmt: skip
+DEAD_LETTERS = {"commodity-prices-dlq", "ml-predictions-dlq", "crypto-trades-dlq"}
+DATASETS = datasets.DATASETS | datasets.DERIVED | datasets.EVENTS
 
 
 @pytest.fixture
@@ -26,16 +33,44 @@ def prices() -> Topic:
 
 def test_the_catalogue_keeps_the_promises_of_the_contract(settings_for: Callable[..., Any]) -> None:
     by_name = {topic.name: topic for topic in topics.catalogue()}
-    assert set(by_name) == {PRICES, LEDGER, DEAD_LETTERS, AGGREGATES}
-    assert (by_name[PRICES].partitions, by_name[PRICES].replication_factor) == (3, 3)
+    assert by_name.keys() == RECORDS | {LEDGER} | DEAD_LETTERS
+    assert len(by_name) == len(topics.catalogue()) == 15
     assert (by_name[LEDGER].partitions, by_name[LEDGER].config["retention.ms"]) == (1, "-1")
-    assert by_name[DEAD_LETTERS].config["retention.ms"] == str(30 * 24 * 3600 * 1000)
-    names = {"records": topics.records_topic, "ledger": topics.ledger_topic, "letters": topics.letters_topic}
+    for name in RECORDS | DEAD_LETTERS:
+        days = 30 if name in DEAD_LETTERS else 7
+        assert (by_name[name].partitions, by_name[name].config["retention.ms"]) == (3, str(days * 24 * 3600 * 1000))
     for topic in by_name.values():
-        dataset = {**datasets.DATASETS, **datasets.DERIVED}[topic.dataset]
-        assert names[topic.role](settings_for(), dataset) == topic.name
+        assert topic.replication_factor == 3
         assert topic.config["min.insync.replicas"] == "2"
         assert topic.config["message.timestamp.type"] == "LogAppendTime"
+    assert topics.named(settings_for()) == list(topics.catalogue())
+
+
+def test_every_dataset_with_a_topic_is_in_the_catalogue_and_the_trades_share_their_dead_letters(
+    settings_for: Callable[..., Any],
+) -> None:
+    assert {topics.records_topic(settings_for(), dataset) for dataset in DATASETS.values()} == RECORDS
+    for name in ("commodity_prices", "ml_predictions", "binance_raw_trade", "kraken_raw_trade"):
+        assert topics.letters_topic(settings_for(), DATASETS[name]) in DEAD_LETTERS
+    assert {topic.name for topic in topics.catalogue() if topic.format == "avro"} == {
+        topics.records_topic(settings_for(), DATASETS[name]) for name in ("binance_raw_trade", "kraken_raw_trade")
+    }
+
+
+def test_every_record_has_a_schema_of_its_format_and_nothing_else_has_one() -> None:
+    assert {topic.name for topic in topics.catalogue() if topic.value_schema()} == RECORDS
+    for topic in topics.catalogue():
+        schema = topic.value_schema() or {}
+        dataset = DATASETS.get(topic.dataset or "")
+        if topic.format == "avro":
+            fastavro.parse_schema(schema)
+            assert dataset is not None
+            assert [field["name"] for field in schema["fields"]] == [column.name for column in dataset.columns]
+        else:
+            jsonschema.Draft202012Validator.check_schema(schema)
+        if dataset is not None:
+            names = {column.name for column in dataset.columns}
+            assert {*dataset.key, dataset.event_time, dataset.message_key} <= names
 
 
 def test_kafka_topic_renames_the_records_and_their_ledger(settings_for: Callable[..., Any]) -> None:
@@ -44,6 +79,8 @@ def test_kafka_topic_renames_the_records_and_their_ledger(settings_for: Callable
     assert topics.records_topic(settings, dataset) == "prices-of-tomorrow"
     assert topics.ledger_topic(settings, dataset) == "prices-of-tomorrow-ledger"
     assert topics.letters_topic(settings, dataset) == "prices-of-tomorrow-dlq"
+    renamed = {topic.name for topic in topics.named(settings)} - {topic.name for topic in topics.catalogue()}
+    assert renamed == {"prices-of-tomorrow", "prices-of-tomorrow-ledger", "prices-of-tomorrow-dlq"}
 
 
 def test_the_value_schema_is_the_dataset_s(prices: Topic) -> None:
@@ -61,6 +98,9 @@ def test_the_value_schema_is_the_dataset_s(prices: Topic) -> None:
         (("role: ledger", "role: legder"), "role"),
         (("replication_factor: 3", "replication_factor: 1"), "replication_factor"),
         (("doc:", "dok:"), "'doc' is a required"),
+        (("format: bytes", "format: json"), "format"),
+        (("format: avro", "format: bytes"), "format"),
+        (("    dataset: price_alerts\n", ""), "'dataset' is a required"),
     ],
 )
 def test_a_wrong_catalogue_is_refused_by_name(
