@@ -401,6 +401,127 @@ class TestLakehouse:
             lakehouse.query("SELECT * FROM no_such_thing")
         assert "no_such_thing" in str(refusal.value)
 
+    def test_tables_are_read_as_they_were(self, settings: Settings, lakehouse: Lakehouse) -> None:
+        first = lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price(value="70"), price("2024-01-03", "71")]))
+        schema = quarantine(COMMODITY_PRICES).arrow_schema()
+        then = lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist([refused(1)], schema))
+        lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price(value="80", as_of=LATE, batch="b2")]))
+        lakehouse.quarantine(COMMODITY_PRICES, pa.Table.from_pylist([refused(2)], schema))
+        assert first.snapshot_after
+        assert then.snapshot_after
+        at = {"commodity_prices": first.snapshot_after, "commodity_prices_quarantine": then.snapshot_after}
+        prices_of = {
+            "SELECT price FROM commodity_prices ORDER BY price": ["70.000000", "71.000000"],
+            "-- a comment\n WITH p AS (SELECT * FROM commodity_prices) SELECT max(price) AS price FROM p": [
+                "71.000000"
+            ],
+            'SELECT p.price FROM "commodity_prices" p JOIN commodity_prices q ON p.record_id = q.record_id'
+            " WHERE q.price < 70.5 /* with */;": ["70.000000"],
+            "SELECT count(*) AS price FROM commodity_prices_quarantine": ["1"],
+            "SELECT count(*) AS price FROM commodity_prices, commodity_prices_quarantine": ["2"],
+        }
+
+        told = {sql: [str(found) for found in lakehouse.query(sql, at=at)["price"].to_pylist()] for sql in prices_of}
+        assert told == prices_of
+        assert lakehouse.query("SELECT max(price) AS p FROM commodity_prices")["p"].to_pylist() == [Decimal(80)]
+        assert lakehouse.snapshot(COMMODITY_PRICES) != first.snapshot_after
+
+    def test_what_is_now_is_not_shown_as_then(self, settings: Settings, lakehouse: Lakehouse) -> None:
+        loaded = lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price()]))
+        lakehouse.ensure(quarantine(COMMODITY_PRICES))
+        assert loaded.snapshot_after
+        at = {"commodity_prices": loaded.snapshot_after}
+        for sql in (
+            "SELECT * FROM commodity_prices_quarantine",
+            "SELECT (SELECT count(*) FROM commodity_prices_quarantine) FROM commodity_prices",
+            f"SELECT * FROM {settings.trino_schema}.commodity_prices",
+            f'SELECT * FROM "{settings.trino_schema}" . "commodity_prices"',
+            'SELECT * FROM "commodity_prices$snapshots"',
+            "SHOW TABLES",
+        ):
+            with pytest.raises(UsageError, match=r"nothing was (read|run)"):
+                lakehouse.query(sql, at=at)
+        with pytest.raises(UsageError, match=r"snapshot 1 of table commodity_prices is no longer kept"):
+            lakehouse.query("SELECT * FROM commodity_prices", at={"commodity_prices": 1})
+
+    def test_maintenance_merges_small_files_and_leaves_the_rows(self, settings: Settings, lakehouse: Lakehouse) -> None:
+        assert lakehouse.maintain(COMMODITY_PRICES, timedelta(0)) is None
+        days = [price(f"2024-0{month}-{day:02}", batch=f"b{day}") for month in (1, 2) for day in (1, 2, 3, 4, 5)]
+        for first in range(0, len(days), 2):
+            lakehouse.load(COMMODITY_PRICES, batch_of(settings, days[first : first + 2]))
+        revised = price("2024-01-02", "99", as_of=LATE, batch="r")
+        last = lakehouse.load(COMMODITY_PRICES, batch_of(settings, [revised]))
+        before = contents(lakehouse)
+        commits = len(lakehouse.history(COMMODITY_PRICES))
+        assert len(before) == 10
+
+        done = lakehouse.maintain(COMMODITY_PRICES, timedelta(days=30))
+        assert done
+        assert (done.files_after, done.expired) == (2, 0), "a file a month"
+        assert done.files_before > 2
+        assert contents(lakehouse) == before
+        assert len(lakehouse.history(COMMODITY_PRICES)) == commits + 1
+        assert last.snapshot_after
+        at = {"commodity_prices": last.snapshot_after}
+        assert by_record(lakehouse.query("SELECT * FROM commodity_prices", at=at)) == before
+
+        history = lakehouse.history(COMMODITY_PRICES)
+        again = lakehouse.maintain(COMMODITY_PRICES, timedelta(days=30))
+        assert again
+        assert (again.files_before, again.files_after, again.expired) == (2, 2, 0)
+        assert lakehouse.history(COMMODITY_PRICES) == history, "there was nothing to do"
+
+    def test_old_snapshots_are_expired_but_for_the_current_one(self, settings: Settings, lakehouse: Lakehouse) -> None:
+        loads = [
+            lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price(f"2024-01-0{day}", batch=f"b{day}")]))
+            for day in (1, 2, 3)
+        ]
+        lakehouse.maintain(COMMODITY_PRICES, timedelta(days=30))
+        before = contents(lakehouse)
+        done = lakehouse.maintain(COMMODITY_PRICES, timedelta(0))
+        assert done
+        assert done.expired >= 3
+
+        assert len(lakehouse.history(COMMODITY_PRICES)) == 1
+        assert contents(lakehouse) == before
+        assert loads[0].snapshot_after
+        with pytest.raises(UsageError, match="no longer kept"):
+            lakehouse.query("SELECT * FROM commodity_prices", at={"commodity_prices": loads[0].snapshot_after})
+        loaded = lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-04", batch="b4")]))
+        assert counts(loaded) == (1, 0, 0, 0, 0)
+        assert len(contents(lakehouse)) == 4
+
+    def test_maintenance_and_loads_bear_one_another(self, settings: Settings, lakehouse: Lakehouse) -> None:
+        """Loads revise rows of the very files that are being merged."""
+        days = [datetime(2024, 1, day, tzinfo=UTC) for day in range(1, 9)]
+        versions = [
+            [price(day, str(10 + n), as_of=EARLY + timedelta(hours=n), batch=f"b{n}") for day in days[: 8 - n % 2]]
+            for n in range(6)
+        ]
+        for day in days:
+            old = price(day, "1", as_of=EARLY - timedelta(hours=1), batch=f"old-{day.day}")
+            lakehouse.load(COMMODITY_PRICES, batch_of(settings, [old]))
+        done = threading.Event()
+
+        def keep_on() -> int:
+            own, turns = open_lakehouse(settings), 0
+            while not done.is_set() or turns == 0:
+                own.maintain(COMMODITY_PRICES, timedelta(0))
+                turns += 1
+            return turns
+
+        with ThreadPoolExecutor(1) as pool:
+            maintaining = pool.submit(keep_on)
+            try:
+                for rows in versions:
+                    assert lakehouse.load(COMMODITY_PRICES, batch_of(settings, rows)).updated == len(rows)
+            finally:
+                done.set()
+            assert maintaining.result(timeout=120) >= 1
+
+        newest = {row["record_id"]: row for rows in versions for row in rows}
+        assert contents(lakehouse) == by_record(table(list(newest.values())))
+
     def test_an_engine_that_does_not_answer_is_named(self, settings: Settings) -> None:
         nowhere = (
             {"trino_port": 1}

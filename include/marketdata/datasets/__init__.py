@@ -40,12 +40,16 @@ EVENTS = {
 __all__ = ["DATASETS", "DERIVED", "EVENTS", "Column", "Dataset", "KnownEvent", "get", "quarantine"]
 
 
-def get(name: str) -> Dataset:
+def get(name: str, derived: bool = False) -> Dataset:
     """The dataset of that name.
+
+    Args:
+        derived: those that are computed from others count, too.
 
     Raises:
         UsageError: there is none.
     """
-    if name not in DATASETS:
-        raise UsageError(f"no dataset is named {name!r}", f"datasets: {', '.join(sorted(DATASETS))}")
-    return DATASETS[name]
+    known = DATASETS | DERIVED if derived else DATASETS
+    if name not in known:
+        raise UsageError(f"no dataset is named {name!r}", f"datasets: {', '.join(sorted(known))}")
+    return known[name]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from marketdata.lakehouse.contract import Lakehouse, Loaded, Snapshot
+from marketdata.lakehouse.contract import Lakehouse, Loaded, Maintained, Snapshot
 from marketdata.settings import Settings
 
-__all__ = ["Lakehouse", "Loaded", "Snapshot", "open_lakehouse"]
+__all__ = ["Lakehouse", "Loaded", "Maintained", "Snapshot", "open_lakehouse"]
 
 
 def open_lakehouse(settings: Settings) -> Lakehouse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 WRITER = "marketdata.writer"
 """Table property: the one engine that writes the table, ``pyiceberg`` or ``trino``. The other one reads."""
+
+ORPHANS_AFTER = timedelta(days=7)
+"""Age of a file that no load can still be about to commit; the least Trino takes unless its catalog says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,21 @@ class Snapshot:
     summary: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Maintained:
+    """What maintenance did to a table.
+
+    Args:
+        files_before: files of the table when it began, those of deleted rows included.
+        files_after: files when it ended.
+        expired: snapshots that are no longer kept.
+    """
+
+    files_before: int
+    files_after: int
+    expired: int
+
+
 class Lakehouse(Protocol):
     """Iceberg tables, one per dataset, in namespace `trino_schema`; every method may raise `UnavailableError`."""
 
@@ -115,16 +133,39 @@ class Lakehouse(Protocol):
         """
         ...
 
-    def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
+    def query(self, sql: str, max_rows: int | None = None, at: Mapping[str, int] | None = None) -> pa.Table:
         """The answer to one reading statement.
 
+        Args:
+            at: snapshot ids by table: the statement then sees these tables as they were, and no others.
+
         Raises:
-            UsageError: it is not one SELECT, WITH, SHOW or DESCRIBE, or the engine refuses it.
+            UsageError: it is not one SELECT, WITH, SHOW or DESCRIBE, or the engine refuses it; or a snapshot has
+                expired, or the statement names a table that `at` does not.
         """
+        ...
+
+    def snapshot(self, dataset: Dataset) -> int | None:
+        """Id of the table's current snapshot; None where there is no table yet, or nothing was ever in it."""
         ...
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
         """The table's snapshots, oldest first; none where there is no table yet."""
+        ...
+
+    def maintain(self, dataset: Dataset, keep: timedelta) -> Maintained | None:
+        """Merge small files, expire snapshots and remove what dead loads left; None where there is no table yet.
+
+        The table's rows stay as they are at every moment, whatever loads meanwhile and wherever it is killed. The
+        current snapshot is kept whatever its age. A repeated call has little to do.
+
+        Args:
+            keep: snapshots younger than this are kept.
+
+        Raises:
+            UsageError: the other engine writes this table.
+            TryLaterError: loads kept winning; the table is as they left it.
+        """
         ...
 
     def check(self) -> None:

@@ -12,20 +12,29 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from marketdata.batches import Batch
+from marketdata.batches import ROWS_PER_PART, Batch
 from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
-from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
+from marketdata.lakehouse.contract import WRITER, Loaded, Maintained, Snapshot
 from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, distinct, months, shape
-from marketdata.lakehouse.statements import ONE_READING_STATEMENT, first_line, identifier, tables_there
+from marketdata.lakehouse.statements import (
+    ONE_READING_STATEMENT,
+    expired,
+    first_line,
+    identifier,
+    mentioned,
+    refuse_now,
+    tables_there,
+)
+from marketdata.lakehouse.sweeping import sweep
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,6 +56,11 @@ CONNECT_SECONDS = 5
 """For one try; pyiceberg makes two before it gives up."""
 
 TRIES = 10
+
+SMALL_ROWS = ROWS_PER_PART // 2
+"""A file of fewer rows is small; maintenance makes files of at most `ROWS_PER_PART` of them."""
+
+T = TypeVar("T")
 
 
 class EmbeddedLakehouse:
@@ -107,7 +121,7 @@ class EmbeddedLakehouse:
                 found: pa.Table = connection.sql(semi_join).to_arrow_table()
         return found.select(of.columns).cast(schema)
 
-    def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
+    def query(self, sql: str, max_rows: int | None = None, at: Mapping[str, int] | None = None) -> pa.Table:
         import duckdb
         import pyarrow as pa
 
@@ -120,7 +134,7 @@ class EmbeddedLakehouse:
                 raise UsageError(ONE_READING_STATEMENT)
             connection.execute("SET TimeZone = 'UTC'")
             with self._reaching():
-                names = self._register(connection, sql)
+                names = self._register(connection, sql, at)
                 # From here on the query sees these tables and nothing else: no file, no address, no setting.
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
@@ -130,6 +144,11 @@ class EmbeddedLakehouse:
                 except duckdb.Error as error:
                     raise UsageError(f"the query failed: {first_line(error)}", tables_there(names)) from None
         return pa.Table.from_batches(batches, reader.schema)
+
+    def snapshot(self, dataset: Dataset) -> int | None:
+        with self._reaching():
+            table = self._find(dataset)
+            return table.metadata.current_snapshot_id if table else None
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
         with self._reaching():
@@ -146,32 +165,72 @@ class EmbeddedLakehouse:
             for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
         ]
 
+    def maintain(self, dataset: Dataset, keep: timedelta) -> Maintained | None:
+        with self._reaching():
+            table = self._find(dataset)
+            if table is None:
+                return None
+            _refuse_other_writer(table, dataset)
+            before, after = self._insist(dataset, "was maintained", lambda: self._compact(dataset))
+            expired_ = self._insist(dataset, "expired", lambda: self._expire(dataset, keep))
+            table = self._catalog.load_table((self._namespace, dataset.name))
+            sweep(self._settings, table.location(), _named(table))
+        maintained = Maintained(before, after, expired_)
+        log.info("maintained", extra={"table": dataset.name, **asdict(maintained)})
+        return maintained
+
     def check(self) -> None:
         with self._reaching():
             self._catalog.namespace_exists(self._namespace)
 
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, summary: dict[str, str]) -> Loaded:
-        from pyiceberg.exceptions import CommitFailedException, ValidationException
-        from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
         started = time.monotonic()
         rows = Rows(dataset, source)
         with self._reaching():
             self._ensure(dataset)
-            lost_race = retry_if_exception_type((CommitFailedException, ValidationException))
-            wait = wait_random_exponential(multiplier=0.1, max=5)
-            try:
-                for attempt in Retrying(stop=stop_after_attempt(TRIES), wait=wait, retry=lost_race):
-                    with attempt:
-                        write = self._decide_and_commit(dataset, rows, summary)
-            except RetryError as error:
-                raise TryLaterError(
-                    f"other writers of {dataset.name} committed first, {TRIES} times; nothing was loaded",
-                    "load again, and order the writers of a table by a pool of one slot",
-                ) from error
+            write = self._insist(dataset, "was loaded", lambda: self._decide_and_commit(dataset, rows, summary))
         loaded = Loaded.of(write.outcomes, write.snapshot_before, write.snapshot_after, time.monotonic() - started)
         log.info("merged", extra={"table": dataset.name, **summary, **asdict(loaded)})
         return loaded
+
+    def _insist(self, dataset: Dataset, what: str, work: Callable[[], T]) -> T:
+        """Do work that decides on the table's state and commits; again where another writer committed first."""
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
+        from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+        lost_race = retry_if_exception_type((CommitFailedException, ValidationException))
+        wait = wait_random_exponential(multiplier=0.1, max=5)
+        try:
+            return Retrying(stop=stop_after_attempt(TRIES), wait=wait, retry=lost_race)(work)
+        except RetryError as error:
+            raise TryLaterError(
+                f"other writers of {dataset.name} committed first, {TRIES} times; nothing {what}",
+                "try again, and order the writers of a table by a pool of one slot",
+            ) from error
+
+    def _compact(self, dataset: Dataset) -> tuple[int, int]:
+        """Merge small files in one commit; how many files there were and are."""
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
+
+        table = self._catalog.load_table((self._namespace, dataset.name))
+        write = _Write(table, shape(dataset), dataset.event_time)
+        try:
+            files = write.compact()
+            write.commit({"marketdata.step": "maintain"})
+        except (CommitFailedException, ValidationException):
+            write.undo()
+            raise
+        return files, files - len(write.removed) + len(write.added)
+
+    def _expire(self, dataset: Dataset, keep: timedelta) -> int:
+        """Forget old snapshots in one commit; how many."""
+        table = self._catalog.load_table((self._namespace, dataset.name))
+        kept = {ref.snapshot_id for ref in table.metadata.refs.values()}
+        before = (datetime.now(UTC) - keep).timestamp() * 1000
+        old = [s.snapshot_id for s in table.metadata.snapshots if s.timestamp_ms < before and s.snapshot_id not in kept]
+        if old:
+            table.maintenance.expire_snapshots().by_ids(old).commit()
+        return len(old)
 
     def _decide_and_commit(self, dataset: Dataset, rows: Rows, summary: dict[str, str]) -> _Write:
         from pyiceberg.exceptions import CommitFailedException, ValidationException
@@ -237,17 +296,19 @@ class EmbeddedLakehouse:
         except NoSuchTableError:
             return None
 
-    def _register(self, connection: Any, sql: str) -> list[str]:
+    def _register(self, connection: Any, sql: str, at: Mapping[str, int] | None) -> list[str]:
         """Make the tables the statement names known to DuckDB, under the names they have in Trino; return all names."""
         names = sorted(name for *_, name in self._catalog.list_tables(self._namespace)) if self._has_namespace() else []
         schema = identifier(self._settings.trino_catalog, self._namespace)
         connection.execute(f"ATTACH ':memory:' AS {identifier(self._settings.trino_catalog)}")
         connection.execute(f"CREATE SCHEMA {schema}")
         connection.execute(f"USE {schema}")
+        if at is not None:
+            refuse_now(sql, at, names)
         lists_all = re.match(r"\s*show\b", sql, re.IGNORECASE)
-        for name in names:
-            if lists_all or re.search(rf"\b{re.escape(name)}\b", sql, re.IGNORECASE):
-                connection.from_arrow(_readable(self._catalog.load_table((self._namespace, name)))).create_view(name)
+        for name in names if lists_all else mentioned(sql, names):
+            table = self._catalog.load_table((self._namespace, name))
+            connection.from_arrow(_readable(table, None if at is None else at[name])).create_view(name)
         return names
 
     def _has_namespace(self) -> bool:
@@ -357,6 +418,20 @@ class _Write:
         if len(inserted):
             self._write(inserted.sort_by(self.event_time))
 
+    def compact(self) -> int:
+        """Write small files of a month anew, as few files; how many files the table has now."""
+        months_: dict[int, list[FileScanTask]] = {}
+        files = list(self.table.scan().plan_files())
+        for task in files:
+            if task.file.record_count < SMALL_ROWS:
+                months_.setdefault(task.file.partition[0], []).append(task)
+        names = [field_.name for field_ in self.table.schema().fields]
+        for tasks in months_.values():
+            for some in _together(tasks):
+                self._write(self._read(some, names).sort_by(self.event_time))
+                self.removed.extend(task.file for task in some)
+        return len(files)
+
     def commit(self, summary: dict[str, str]) -> None:
         """Make the written files part of the table, in one snapshot; where nothing was written, do nothing."""
         if not self.added:
@@ -419,6 +494,34 @@ class _Write:
             for start, end in itertools.pairwise(starts)
         )
         self.added.extend(write_file(self.table.io, self.table.metadata, tasks))
+
+
+def _together(tasks: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
+    """Files that are to become one; of what results, one file at most is small."""
+    some: list[FileScanTask] = []
+    rows = 0
+    for task in tasks:
+        if rows + task.file.record_count > ROWS_PER_PART:
+            yield some
+            some, rows = [], 0
+        some.append(task)
+        rows += task.file.record_count
+    if len(some) > 1:
+        yield some
+
+
+def _named(table: Table) -> set[str]:
+    """Every file that a kept snapshot or the table's own log names."""
+    named = {table.metadata_location, *(entry.metadata_file for entry in table.metadata.metadata_log)}
+    named.update(statistics.statistics_path for statistics in table.metadata.statistics)
+    manifests = {}
+    for snapshot in table.metadata.snapshots:
+        named.add(snapshot.manifest_list)
+        manifests.update({manifest.manifest_path: manifest for manifest in snapshot.manifests(table.io)})
+    for path, manifest in manifests.items():
+        named.add(path)
+        named.update(entry.data_file.file_path for entry in manifest.fetch_manifest_entry(table.io))
+    return named
 
 
 def _refuse_other_writer(table: Table, dataset: Dataset) -> None:
@@ -498,14 +601,16 @@ def _new_columns(table: Table, dataset: Dataset) -> list[Column]:
     return new
 
 
-def _readable(table: Table) -> Any:
-    """The table's current snapshot as something DuckDB scans lazily and more than once."""
+def _readable(table: Table, snapshot: int | None) -> Any:
+    """A snapshot of the table, by default the current one, as something DuckDB scans lazily and more than once."""
     import pyarrow.dataset as ds
     from pyiceberg.io.pyarrow import PyArrowFileIO, schema_to_pyarrow
 
-    scan = table.scan()
+    if snapshot is not None and table.snapshot_by_id(snapshot) is None:
+        raise expired(table.name()[-1], snapshot)
+    scan = table.scan(snapshot_id=snapshot)
     files = list(scan.plan_files())
-    schema = schema_to_pyarrow(table.schema(), include_field_ids=False)
+    schema = schema_to_pyarrow(scan.projection(), include_field_ids=False)
     if not files or any(task.delete_files for task in files) or not isinstance(table.io, PyArrowFileIO):
         return scan.to_arrow()  # rows deleted by position (as Trino does) are taken out by pyiceberg alone
     scheme, host, _ = table.io.parse_location(files[0].file.file_path)

@@ -9,19 +9,30 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketdata.batches import Batch, Lake
 from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import BadDataError, MarketdataError, TryLaterError, UnavailableError, UsageError
-from marketdata.lakehouse.contract import WRITER, Loaded, Snapshot
-from marketdata.lakehouse.merging import INSERTED, REVISES, UPDATED, Rows, distinct, shape
-from marketdata.lakehouse.statements import first_line, identifier, reading_only, tables_there, text
+from marketdata.lakehouse.contract import ORPHANS_AFTER, WRITER, Loaded, Maintained, Snapshot
+from marketdata.lakehouse.merging import REVISES, Rows, distinct, shape
+from marketdata.lakehouse.statements import (
+    expired,
+    first_line,
+    identifier,
+    mentioned,
+    reading_only,
+    refuse_now,
+    tables_there,
+    text,
+    with_tables,
+)
+from marketdata.lakehouse.sweeping import sweep
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +55,8 @@ CATALOG_NEEDS = (
 _LOST_RACE = frozenset({"ICEBERG_COMMIT_ERROR", "TRANSACTION_CONFLICT"})
 _ROWS_AT_ONCE = 10_000
 
+T = TypeVar("T")
+
 
 class TrinoLakehouse:
     """Implements `Lakehouse` with Trino."""
@@ -59,7 +72,8 @@ class TrinoLakehouse:
     def ensure(self, dataset: Dataset) -> None:
         partitioning = text(f"month({dataset.event_time})")
         writer = f"MAP(ARRAY[{text(WRITER)}], ARRAY[{text(ENGINE)}])"
-        if not self._columns(dataset):
+        there = self._columns(dataset)
+        if not there:
             self._create_schema(self._schema)
             self._create(
                 f"TABLE IF NOT EXISTS {self._table(dataset)} ({_definitions(dataset)})"
@@ -67,7 +81,8 @@ class TrinoLakehouse:
                 f" partitioning = ARRAY[{partitioning}], extra_properties = {writer})"
             )
             log.info("created table", extra={"table": dataset.name})
-        new = self._new_columns(dataset)
+            there = self._columns(dataset)
+        new = self._new_columns(dataset, there)
         if new and self._writer(dataset) == ENGINE:
             for column in new:
                 definition = f"{identifier(column.name)} {_trino_type(column)} COMMENT {text(column.doc)}"
@@ -98,15 +113,20 @@ class TrinoLakehouse:
             found = [batch.filter(pc.is_in(batch[of.identity], value_set=wanted)) for batch in answer.batches()]
         return pa.Table.from_batches(found).cast(schema) if found else schema.empty_table()
 
-    def query(self, sql: str, max_rows: int | None = None) -> pa.Table:
+    def query(self, sql: str, max_rows: int | None = None, at: Mapping[str, int] | None = None) -> pa.Table:
         import pyarrow as pa
 
         statement = reading_only(sql)
+        if at is not None:
+            statement = self._as_it_was(statement, at)
         try:
             with self._answering(statement) as answer:
                 return pa.Table.from_batches(list(answer.batches(max_rows)), answer.schema)
         except UsageError as refusal:
             raise UsageError(refusal.message, tables_there(self._names())) from None
+
+    def snapshot(self, dataset: Dataset) -> int | None:
+        return self._current_snapshot(dataset) if self._columns(dataset) else None
 
     def history(self, dataset: Dataset) -> list[Snapshot]:
         if not self._columns(dataset):
@@ -124,39 +144,59 @@ class TrinoLakehouse:
         with self._reaching(), self._connect(attempts=1) as connection:
             connection.cursor().execute(f"SHOW SCHEMAS FROM {identifier(self._catalog)} LIKE 'marketdata'").fetchall()
 
-    def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
-        from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+    def maintain(self, dataset: Dataset, keep: timedelta) -> Maintained | None:
+        if not self._columns(dataset):
+            return None
+        self._refuse_other_writer(dataset)
+        self._drop_stale_staging()
+        sweep(self._settings, f"{self._lake_uri}/staging")
+        before = self._count(dataset, "$files")
+        self._alter(dataset, "optimize")
+        after, snapshots = self._count(dataset, "$files"), self._count(dataset, "$snapshots")
+        self._alter(dataset, "expire_snapshots", keep)
+        maintained = Maintained(before, after, snapshots - self._count(dataset, "$snapshots"))
+        self._alter(dataset, "remove_orphan_files", ORPHANS_AFTER)
+        log.info("maintained", extra={"table": dataset.name, **asdict(maintained)})
+        return maintained
 
+    def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
         started = time.monotonic()
         rows = Rows(dataset, source)
         self.ensure(dataset)
         self._refuse_other_writer(dataset)
         self._drop_stale_staging()
         with self._staged(dataset, rows) as staging:
-            wait = wait_random_exponential(multiplier=0.2, max=5)
-            try:
-                for attempt in Retrying(
-                    stop=stop_after_attempt(TRIES), wait=wait, retry=retry_if_exception(_lost_race)
-                ):
-                    with attempt:
-                        outcomes, before, after, query_id = self._decide_and_merge(dataset, staging, rows.bounds())
-            except RetryError as error:
-                raise TryLaterError(
-                    f"other writers of {dataset.name} committed first, {TRIES} times; nothing was loaded",
-                    "load again, and order the writers of a table by a pool of one slot",
-                ) from error
+            outcomes, before, after, query_id = self._insist(
+                dataset, lambda: self._merge_staged(dataset, staging, rows)
+            )
         loaded = Loaded.of(outcomes, before, after, time.monotonic() - started, query_id)
         log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
         return loaded
 
-    def _decide_and_merge(
-        self, dataset: Dataset, staging: str, bounds: tuple[datetime, datetime] | None
-    ) -> tuple[list[int], int | None, int | None, str | None]:
-        before = self._current_snapshot(dataset)
-        outcomes = self._outcomes(dataset, staging, bounds, before)
-        if not outcomes[INSERTED] + outcomes[UPDATED]:
-            return outcomes, before, before, None
+    def _alter(self, dataset: Dataset, procedure: str, age: timedelta | None = None) -> None:
+        threshold = "" if age is None else f"(retention_threshold => {text(f'{age.total_seconds():.0f}s')})"
+        statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}{threshold}"
+        self._insist(dataset, lambda: self._run(statement))
+
+    def _insist(self, dataset: Dataset, work: Callable[[], T]) -> T:
+        """Do what ends in a commit, again where another writer committed first."""
+        from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+        wait = wait_random_exponential(multiplier=0.2, max=5)
+        try:
+            return Retrying(stop=stop_after_attempt(TRIES), wait=wait, retry=retry_if_exception(_lost_race))(work)
+        except RetryError as error:
+            raise TryLaterError(
+                f"other writers of {dataset.name} committed first, {TRIES} times; nothing of this was committed",
+                "try again, and order the writers of a table by a pool of one slot",
+            ) from error
+
+    def _merge_staged(
+        self, dataset: Dataset, staging: str, rows: Rows
+    ) -> tuple[Sequence[int], int | None, int | None, str | None]:
+        """Merge; what became of the rows follows from the commit where all of them changed the table, else is asked."""
         of = shape(dataset)
+        bounds = rows.bounds()
         names = [identifier(column.name) for column in dataset.columns]
         inside, moments = _inside(dataset, bounds)
         assignments = ", ".join(f"{name} = s.{name}" for name in names)
@@ -168,17 +208,35 @@ class TrinoLakehouse:
             moments,
         )
         committed = self._run(
-            f"SELECT snapshot_id, parent_id FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
+            f"SELECT snapshot_id, parent_id, summary FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
             " WHERE element_at(summary, 'trino_query_id') = ?",
             (query_id,),
         )
-        if not committed:  # another writer brought all of it in the meantime
-            before = self._current_snapshot(dataset)
-            return self._outcomes(dataset, staging, bounds, before), before, before, None
-        after, parent = committed[0]
-        if parent != before:
-            outcomes = self._outcomes(dataset, staging, bounds, parent)
-        return outcomes, parent, after, query_id
+        if not committed:  # the table had all of it
+            current = self._current_snapshot(dataset)
+            return self._outcomes(dataset, staging, bounds, current), current, current, None
+        after, before, summary = committed[0]
+        updated = int(summary.get("added-position-deletes", 0)) + int(summary.get("deleted-records", 0))
+        inserted = int(summary.get("added-records", 0)) - updated
+        if inserted + updated == len(rows):
+            return (inserted, updated, 0, 0, 0), before, after, query_id
+        return self._outcomes(dataset, staging, bounds, before), before, after, query_id
+
+    def _as_it_was(self, statement: str, at: Mapping[str, int]) -> str:
+        names = self._names()
+        refuse_now(statement, at, names)
+        then = {}
+        for name in mentioned(statement, sorted(at)):
+            snapshots = identifier(self._catalog, self._schema, f"{name}$snapshots")
+            if not self._run(f"SELECT 1 FROM {snapshots} WHERE snapshot_id = ?", (at[name],)):  # noqa: S608
+                raise expired(name, at[name])
+            table = identifier(self._catalog, self._schema, name)
+            then[name] = f"SELECT * FROM {table} FOR VERSION AS OF {at[name]:d}"  # noqa: S608
+        return with_tables(statement, then)
+
+    def _count(self, dataset: Dataset, what: str) -> int:
+        ((count,),) = self._run(f"SELECT count(*) FROM {self._table(dataset, what)}")  # noqa: S608
+        return int(count)
 
     def _outcomes(
         self, dataset: Dataset, staging: str, bounds: tuple[datetime, datetime] | None, snapshot: int | None
@@ -201,9 +259,6 @@ class TrinoLakehouse:
     @contextmanager
     def _staged(self, dataset: Dataset, rows: Rows) -> Iterator[str]:
         """The rows as a table of their own, made of files that are copies; both are gone afterwards."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         started = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         name = f"{dataset.name}_{started}_{uuid.uuid4().hex[:8]}"
         folder = f"{self._lake_uri}/staging/{name}"
@@ -217,10 +272,7 @@ class TrinoLakehouse:
         )
         try:
             staged = 0
-            for part in rows.parts():
-                sink = pa.BufferOutputStream()
-                pq.write_table(part, sink, compression="zstd")
-                content = memoryview(sink.getvalue()).cast("B")
+            for content in rows.files():
                 lake.put(f"staging/{name}/rows/part-{staged:05d}.parquet", content)
                 staged += 1
             if staged:
@@ -250,6 +302,7 @@ class TrinoLakehouse:
             log.warning("staging table stays until the next load", extra={"table": staging, "error": first_line(error)})
 
     def _drop_stale_staging(self) -> None:
+        """Drop what loads staged that were killed."""
         for name in self._names(self._staging):
             started = name.split("_")[-2] if name.count("_") >= 2 else ""
             if started.isdigit() and len(started) == 14:
@@ -285,8 +338,7 @@ class TrinoLakehouse:
         )
         return {name: (type_, nullable == "YES") for name, type_, nullable in rows}
 
-    def _new_columns(self, dataset: Dataset) -> list[Column]:
-        there = self._columns(dataset)
+    def _new_columns(self, dataset: Dataset, there: Mapping[str, tuple[str, bool]]) -> list[Column]:
         wanted = {column.name for column in dataset.columns}
         differences = [f"{name} is not in the dataset" for name in there if name not in wanted]
         new = []

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from marketdata.errors import MarketdataError, UnavailableError
@@ -119,6 +119,16 @@ def latest(settings: Settings, dataset: str, limit: int) -> list[list[Step]]:
             (settings.tenant, dataset, limit),
         ).fetchall()
     return [steps(settings, dataset, run_id) for (run_id,) in rows]
+
+
+def forget(settings: Settings, dataset: str, after: timedelta) -> int:
+    """Remove what runs did that began longer ago; how many tries of steps those were."""
+    with _connect(settings) as connection:
+        return connection.execute(
+            "DELETE FROM marketdata.run_steps WHERE tenant = %s AND dataset = %s "
+            "AND started_at < clock_timestamp() - %s",
+            (settings.tenant, dataset, after),
+        ).rowcount
 
 
 def _connect(settings: Settings) -> psycopg.Connection[Any]:

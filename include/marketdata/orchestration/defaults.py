@@ -21,6 +21,7 @@ class Tag(StrEnum):
     COMMODITIES = "commodities"
     KAFKA = "kafka"
     ICEBERG = "iceberg"
+    PLATFORM = "platform"
     TIER_CRITICAL = "tier:critical"
     TIER_STANDARD = "tier:standard"
 

@@ -235,6 +235,17 @@ def reconcile(
     _step("reconcile", dataset, run_id, lambda loaded, contract: work(loaded, contract, batch))
 
 
+@app.command(rich_help_panel=STEPS)
+def maintain(dataset: DatasetName) -> None:
+    """Merge small files, expire old snapshots, and forget what nobody can ask for again."""
+    from marketdata.tasks.maintain import maintain as work
+
+    loaded = settings.load()
+    logs.configure(loaded, "maintain")
+    logs.bind(dataset=dataset, layer="batch")
+    _hand_over(work(loaded, datasets.get(dataset, derived=True)))
+
+
 @app.command(rich_help_panel=SERVICES)
 def analytics() -> None:
     """Turn the prices topic into live one-minute aggregates, until SIGTERM or Ctrl-C."""
@@ -280,14 +291,19 @@ def backfill(
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT; tables: commodity_prices, commodity_prices_quarantine.")],
     format: Annotated[Format, typer.Option("--format", help="How to print the answer.")] = Format.table,  # noqa: A002
+    as_of_run: Annotated[
+        str | None,
+        typer.Option("--as-of-run", metavar="RUN_ID", help="Read the tables as they were right after this run's load."),
+    ] = None,
+    dataset: DatasetName = "commodity_prices",
 ) -> None:
-    """Ask the lake.
+    """Ask the lake, as it is or as a run of the last 30 days left it.
 
     Example: marketdata query "SELECT commodity, max(price) FROM commodity_prices GROUP BY 1" --format csv
     """
     from marketdata.tasks.query import query as work
 
-    work(_for_people("query"), sql, format.value)
+    work(_for_people("query"), sql, format.value, datasets.get(dataset), as_of_run)
 
 
 @topics_app.command("diff")

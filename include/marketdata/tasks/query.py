@@ -7,7 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from marketdata.datasets import Dataset
+from marketdata.errors import UsageError
 from marketdata.lakehouse import open_lakehouse
+from marketdata.observability import runs
 from marketdata.settings import Settings
 from marketdata.tasks.screen import console, plain
 
@@ -17,10 +20,35 @@ if TYPE_CHECKING:
 MOST_ROWS_ON_A_SCREEN = 100
 
 
-def query(settings: Settings, sql: str, form: str) -> None:
-    """Print the answer as ``table``, ``json`` (an array of objects) or ``csv`` on standard output."""
-    answer = open_lakehouse(settings).query(sql)
+def query(settings: Settings, sql: str, form: str, dataset: Dataset, as_of_run: str | None = None) -> None:
+    """Print the answer as ``table``, ``json`` (an array of objects) or ``csv`` on standard output.
+
+    Args:
+        as_of_run: run of `dataset`; the tables are read as they were right after it had loaded them.
+    """
+    at = _snapshots(settings, dataset, as_of_run) if as_of_run else None
+    answer = open_lakehouse(settings).query(sql, at=at)
     {"table": _table, "json": _json, "csv": _csv}[form](answer)
+
+
+def _snapshots(settings: Settings, dataset: Dataset, run_id: str) -> dict[str, int]:
+    """Snapshot of each table right after a run's load.
+
+    Raises:
+        UsageError: no such run is on record, or it has loaded nothing.
+    """
+    steps = {step.step: step for step in runs.steps(settings, dataset.name, run_id)}
+    if not steps:
+        raise UsageError(f"no run {run_id!r} of {dataset.name} is on record; nothing was read", "marketdata runs list")
+    load = steps.get("load")
+    if load is None or load.state != "done":
+        state = "was not reached" if load is None else f"is {load.state}"
+        raise UsageError(
+            f"the tables of run {run_id!r} are not on record: its load {state}; nothing was read",
+            f"see what it did: marketdata runs show {run_id!r}",
+        )
+    snapshots: dict[str, int] = load.result["snapshots"]
+    return snapshots
 
 
 def _json(answer: pa.Table) -> None:

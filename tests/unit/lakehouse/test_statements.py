@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from marketdata.errors import UsageError
-from marketdata.lakehouse.statements import identifier, reading_only, text
+from marketdata.lakehouse.statements import identifier, reading_only, refuse_now, text, with_tables
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,46 @@ def test_anything_else_is_refused(sql: str) -> None:
 def test_names_and_constants_cannot_end_their_quotes() -> None:
     assert identifier("a", 'b"; DROP TABLE c; --') == '"a"."b""; DROP TABLE c; --"'
     assert text("it's") == "'it''s'"
+
+
+@pytest.mark.parametrize(
+    ("sql", "becomes"),
+    [
+        ("SELECT * FROM t", 'WITH "t" AS (OLD) SELECT * FROM t'),
+        ("/* with */ SELECT 1", 'WITH "t" AS (OLD) /* with */ SELECT 1'),
+        ("-- a\nwith a AS (SELECT 1) SELECT 2", 'with "t" AS (OLD),  a AS (SELECT 1) SELECT 2'),
+        ("WITH\nRECURSIVE a (n) AS (SELECT 1) SELECT 2", 'WITH\nRECURSIVE "t" AS (OLD),  a (n) AS (SELECT 1) SELECT 2'),
+        ("SELECT 'with' AS without", "WITH \"t\" AS (OLD) SELECT 'with' AS without"),
+    ],
+)
+def test_a_table_s_name_comes_to_mean_a_query(sql: str, becomes: str) -> None:
+    assert with_tables(sql, {"t": "OLD"}) == becomes
+    assert with_tables(sql, {}) == sql
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT prices.price, p.n FROM prices JOIN other_prices p ON true",
+        "SELECT 'x.prices' AS name -- from elsewhere.prices\n FROM prices /* news */",
+        'SELECT price AS newsworthy FROM "prices"',
+    ],
+)
+def test_what_is_known_of_then_may_be_asked(sql: str) -> None:
+    refuse_now(sql, ["prices", "other_prices"], ["prices", "other_prices", "news"])
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM prices, news",
+        "SELECT * FROM prices JOIN (SELECT * FROM NEWS) ON true",
+        "SELECT * FROM lake.prices",
+        'SELECT * FROM "lake"/**/. "prices"',
+        'SELECT * FROM "prices$files"',
+        "/* SELECT */ DESCRIBE prices",
+    ],
+)
+def test_what_would_show_the_state_of_now_is_refused(sql: str) -> None:
+    with pytest.raises(UsageError, match="nothing was read"):
+        refuse_now(sql, ["prices"], ["prices", "news"])
