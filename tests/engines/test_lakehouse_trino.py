@@ -14,7 +14,7 @@ from marketdata.errors import UsageError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.lakehouse import trino as through_trino
 from marketdata.settings import Settings
-from tests.contract import test_lakehouse
+from tests.contract import test_lakehouse, test_time_travel
 from tests.contract.prices import LATE, batch_of, price
 from tests.contract.test_lakehouse import contents, counts, new_schema
 
@@ -43,6 +43,10 @@ def lakehouse_settings(request: pytest.FixtureRequest, settings_of: SettingsOf) 
 
 
 class TestEveryLakehouse(test_lakehouse.TestLakehouse):
+    pass
+
+
+class TestTimeTravel(test_time_travel.TestTimeTravel):
     pass
 
 
