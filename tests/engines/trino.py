@@ -34,7 +34,9 @@ class Lake:
 
 
 @contextmanager
-def trino(postgres_dsn: str, lakes: Mapping[str, Lake], folder: Path) -> Iterator[tuple[str, int]]:
+def trino(
+    postgres_dsn: str, lakes: Mapping[str, Lake], folder: Path, port: int | None = None
+) -> Iterator[tuple[str, int]]:
     """Run Trino until the block ends; yields host and port.
 
     Args:
@@ -42,8 +44,9 @@ def trino(postgres_dsn: str, lakes: Mapping[str, Lake], folder: Path) -> Iterato
             whatever the address names.
         lakes: by name of the catalog in Trino; tables lie in ``<uri>/warehouse`` unless their schema says otherwise.
         folder: a folder that does not exist yet, for configuration and log.
+        port: default: a free one.
     """
-    port = free_port()
+    port = port or free_port()
     installed = _installed()
     (folder / "catalog").mkdir(parents=True)
     for name, lake in lakes.items():
@@ -88,8 +91,6 @@ def _catalog(postgres_dsn: str, lake: Lake) -> dict[str, str]:
         "iceberg.add-files-procedure.enabled": "true",
         # A first load brings every month of the history; by itself Trino stops at 100.
         "iceberg.max-partitions-per-writer": "4000",
-        # Tests do not wait a week; the platform keeps to Trino's own least age.
-        "iceberg.expire-snapshots.min-retention": "0s",
         "fs.hadoop.enabled": "false",
     }
     if lake.s3 is None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from tests.contract.test_lakehouse import by_record, contents, counts, new_schem
 
 LOAD_AND_DIE = """
 import os, signal, sys
+from datetime import timedelta
 from pyiceberg.catalog.sql import SqlCatalog
 from marketdata.batches import Lake
 from marketdata.datasets import COMMODITY_PRICES
@@ -29,6 +31,7 @@ from marketdata.lakehouse import embedded, open_lakehouse
 from marketdata.settings import Settings
 
 step, batch = sys.argv[1:]
+commit_table, commits = SqlCatalog.commit_table, []
 
 def die(*_args, **_kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,8 +50,21 @@ elif step == "metadata written":
     SqlCatalog._write_metadata = staticmethod(then_die(SqlCatalog._write_metadata))
 elif step == "committed":
     SqlCatalog.commit_table = then_die(SqlCatalog.commit_table)
+elif step == "snapshots expired":
+    def second_commit(*args, **kwargs):
+        commits.append(commit_table(*args, **kwargs))
+        if len(commits) == 2:
+            die()
+        return commits[-1]
+    SqlCatalog.commit_table = second_commit
+elif step == "files listed":
+    embedded.sweep = die
 settings = Settings()
-open_lakehouse(settings).load(COMMODITY_PRICES, Lake(settings).open(batch))
+lakehouse = open_lakehouse(settings)
+if batch:
+    lakehouse.load(COMMODITY_PRICES, Lake(settings).open(batch))
+else:
+    lakehouse.maintain(COMMODITY_PRICES, timedelta(0))
 """
 
 
@@ -87,6 +103,32 @@ def test_a_killed_load_is_wholly_there_or_not_at_all_and_the_next_try_completes_
     assert loaded.from_this_batch == 2
     assert contents(lakehouse) == after
     assert len(lakehouse.history(COMMODITY_PRICES)) == 2
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["data files written", "manifests written", "metadata written", "committed", "snapshots expired", "files listed"],
+)
+def test_killed_maintenance_leaves_the_rows_and_the_next_one_completes_it(
+    step: str, embedded: Settings, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for(postgres_dsn=embedded.require("postgres_dsn"), trino_schema=new_schema())
+    lakehouse = open_lakehouse(settings)
+    for day in range(1, 5):
+        rows = [price(f"2024-{month:02}-{day:02}", batch=f"b{day}") for month in (1, 2)]
+        lakehouse.load(COMMODITY_PRICES, batch_of(settings, rows))
+    before = contents(lakehouse)
+    assert len(before) == 8
+
+    assert child(settings, step, "") == -signal.SIGKILL
+    assert contents(lakehouse) == before
+    lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-09", batch="b9")]))
+    done = lakehouse.maintain(COMMODITY_PRICES, timedelta(0))
+    assert done
+    assert done.files_after == 2
+    assert {row: contents(lakehouse)[row] for row in before} == before
+    assert len(contents(lakehouse)) == 9
+    assert len(lakehouse.history(COMMODITY_PRICES)) == 1
 
 
 def test_a_dead_catalog_is_named_and_the_load_completes_when_it_is_back(

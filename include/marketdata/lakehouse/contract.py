@@ -17,7 +17,7 @@ WRITER = "marketdata.writer"
 """Table property: the one engine that writes the table, ``pyiceberg`` or ``trino``. The other one reads."""
 
 ORPHANS_AFTER = timedelta(days=7)
-"""Age of a file that no load can still be about to commit; the least Trino takes unless its catalog says otherwise."""
+"""Age of a file that nobody can still be about to commit: a run ends after one hour."""
 
 
 @dataclass(frozen=True)

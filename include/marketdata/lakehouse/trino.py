@@ -174,9 +174,14 @@ class TrinoLakehouse:
         return loaded
 
     def _alter(self, dataset: Dataset, procedure: str, age: timedelta | None = None) -> None:
-        threshold = "" if age is None else f"(retention_threshold => {text(f'{age.total_seconds():.0f}s')})"
-        statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}{threshold}"
-        self._insist(dataset, lambda: self._run(statement))
+        statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}"
+        session = {}
+        if age is not None:
+            # The catalog's least age, 7 days unless it says otherwise, guards people; this age has been thought about.
+            threshold = f"{age.total_seconds():.0f}s"
+            statement += f"(retention_threshold => {text(threshold)})"
+            session[f"{self._catalog}.{procedure}_min_retention"] = threshold
+        self._insist(dataset, lambda: self._execute(statement, session=session))
 
     def _insist(self, dataset: Dataset, work: Callable[[], T]) -> T:
         """Do what ends in a commit, again where another writer committed first."""
@@ -195,18 +200,9 @@ class TrinoLakehouse:
         self, dataset: Dataset, staging: str, rows: Rows
     ) -> tuple[Sequence[int], int | None, int | None, str | None]:
         """Merge; what became of the rows follows from the commit where all of them changed the table, else is asked."""
-        of = shape(dataset)
         bounds = rows.bounds()
-        names = [identifier(column.name) for column in dataset.columns]
         inside, moments = _inside(dataset, bounds)
-        assignments = ", ".join(f"{name} = s.{name}" for name in names)
-        revision = f" WHEN MATCHED AND {REVISES} THEN UPDATE SET {assignments}" if of.revised else ""
-        _, query_id = self._execute(
-            f"MERGE INTO {self._table(dataset)} t USING {staging} s"  # noqa: S608
-            f" ON s.{of.identity} = t.{of.identity}{inside}{revision}"
-            f" WHEN NOT MATCHED THEN INSERT ({', '.join(names)}) VALUES ({', '.join(f's.{name}' for name in names)})",
-            moments,
-        )
+        _, query_id = self._execute(self._merge_statement(dataset, staging, inside), moments)
         committed = self._run(
             f"SELECT snapshot_id, parent_id, summary FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
             " WHERE element_at(summary, 'trino_query_id') = ?",
@@ -221,6 +217,17 @@ class TrinoLakehouse:
         if inserted + updated == len(rows):
             return (inserted, updated, 0, 0, 0), before, after, query_id
         return self._outcomes(dataset, staging, bounds, before), before, after, query_id
+
+    def _merge_statement(self, dataset: Dataset, staging: str, inside: str = "") -> str:
+        of = shape(dataset)
+        names = [identifier(column.name) for column in dataset.columns]
+        assignments = ", ".join(f"{name} = s.{name}" for name in names)
+        revision = f" WHEN MATCHED AND {REVISES} THEN UPDATE SET {assignments}" if of.revised else ""
+        return (
+            f"MERGE INTO {self._table(dataset)} t USING {staging} s"  # noqa: S608
+            f" ON s.{of.identity} = t.{of.identity}{inside}{revision}"
+            f" WHEN NOT MATCHED THEN INSERT ({', '.join(names)}) VALUES ({', '.join(f's.{name}' for name in names)})"
+        )
 
     def _as_it_was(self, statement: str, at: Mapping[str, int]) -> str:
         names = self._names()
@@ -391,9 +398,11 @@ class TrinoLakehouse:
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
         return self._execute(statement, parameters)[0]
 
-    def _execute(self, statement: str, parameters: Sequence[object] = ()) -> tuple[list[Any], str]:
+    def _execute(
+        self, statement: str, parameters: Sequence[object] = (), session: Mapping[str, str] | None = None
+    ) -> tuple[list[Any], str]:
         """Run a statement to its end; its rows and Trino's id of it."""
-        with self._reaching(), self._connect() as connection:
+        with self._reaching(), self._connect(session=session) as connection:
             cursor = connection.cursor()
             cursor.execute(statement, list(parameters) or None)
             rows = cursor.fetchall()
@@ -407,7 +416,7 @@ class TrinoLakehouse:
             yield _Answer(cursor)
             cursor.cancel()  # where not all rows were asked for
 
-    def _connect(self, attempts: int = 3) -> Any:
+    def _connect(self, attempts: int = 3, session: Mapping[str, str] | None = None) -> Any:
         from trino.dbapi import connect
 
         return connect(  # type: ignore[no-untyped-call]
@@ -418,6 +427,7 @@ class TrinoLakehouse:
             schema=self._schema,
             source="marketdata",
             timezone="UTC",
+            session_properties=dict(session or {}),
             request_timeout=REQUEST_SECONDS,
             max_attempts=attempts,
         )

@@ -17,7 +17,7 @@ KEEP_SNAPSHOTS = timedelta(days=30)
 """Of tables that runs load: a run of the look-back a scheduled run has can be travelled to."""
 
 KEEP_STREAMED = timedelta(days=7)
-"""Of tables that are loaded every five minutes: 2,000 snapshots. The least Trino allows unless its catalog says so."""
+"""Of tables that are loaded every five minutes: 2,000 snapshots."""
 
 KEEP_RUNS = timedelta(days=400)
 """The record of runs: this month beside that of last year."""
