@@ -102,3 +102,28 @@ def test_what_a_dead_load_staged_is_cleaned_up(settings_of: SettingsOf, monkeypa
     lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-04", batch="b3")]))
     assert not left & {folder.name for folder in staging.iterdir()}
     assert len(contents(lakehouse)) == 3
+
+
+def test_a_first_load_brings_forty_years_of_months(settings_of: SettingsOf) -> None:
+    settings = settings_of("trino")
+    lakehouse = open_lakehouse(settings)
+    loaded = lakehouse.load(COMMODITY_PRICES, batch_of(settings, forty_years()))
+
+    assert loaded.inserted == len(contents(lakehouse)) == 480
+
+
+def test_too_few_partitions_of_a_writer_are_named(settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of("trino")
+    connect = through_trino.TrinoLakehouse._connect
+    as_trino_comes = {"iceberg.max_partitions_per_writer": "100"}
+    monkeypatch.setattr(
+        through_trino.TrinoLakehouse, "_connect", lambda self, **_: connect(self, session=as_trino_comes)
+    )
+    lakehouse = open_lakehouse(settings)
+    with pytest.raises(UsageError, match=r"iceberg\.max-partitions-per-writer"):
+        lakehouse.load(COMMODITY_PRICES, batch_of(settings, forty_years()))
+    assert contents(lakehouse) == {}
+
+
+def forty_years() -> list[dict[str, Any]]:
+    return [price(f"{year}-{month:02}-01") for year in range(1986, 2026) for month in range(1, 13)]

@@ -24,6 +24,7 @@ from tests.performance import (
     bench_alerts,
     bench_consume,
     bench_image,
+    bench_lake,
     bench_load,
     bench_parse,
     bench_plugins,
@@ -99,6 +100,48 @@ def load() -> tuple[Any, list[Figure]]:
         ),
         memory("load", one["load"]["peak_mb"], four["load"]["peak_mb"]),
     ]  # fmt: skip
+
+
+def lake() -> tuple[Any, list[Figure]]:
+    found = bench_lake.run(settings.load())
+    figures = [
+        at_least(
+            f"load {rows:,} rows through Trino against a bare MERGE",
+            f"{one['rows_per_second']['load']:,} rows/s", f"{one['rows_per_second']['bare_merge']:,} rows/s",
+            one["ratio"], one["limit"],
+        )
+        for rows, one in found["loads"].items()
+    ]  # fmt: skip
+    for name, says in (("insert_select", "INSERT … SELECT"), ("pyiceberg_append", "a bare pyiceberg append")):
+        beside = found["loads"][ROWS]["rows_per_second"]
+        ratio = round(beside["load"] / beside[name], 2)
+        figures.append(
+            Figure(f"the same 1 M rows: {says}", f"{beside['load']:,} rows/s", f"{beside[name]:,} rows/s", ratio,
+                   "printed", True)
+        )  # fmt: skip
+    values = found["loads"][ROWS]["values_rows_per_second"]
+    figures.append(Figure("INSERT … VALUES", "", f"{values:,} rows/s", 0, "printed", True))
+    kept, alone = found["many"]["maintained"], found["many"]["left_alone"]
+    few, many = kept["after_loads"][100], kept["after_loads"][bench_lake.DAILY_LOADS]
+    loads = f"{bench_lake.DAILY_LOADS:,} daily loads"
+    end = alone["after_loads"][bench_lake.DAILY_LOADS]
+    figures.append(
+        at_most(f"planning after {loads} with maintenance, against after 100", f"{many['planning_ms']} ms",
+                f"{few['planning_ms']} ms; left alone {end['planning_ms']} ms",
+                many["planning_ms"] / few["planning_ms"], 1.5)
+    )  # fmt: skip
+    months = bench_lake.DAILY_LOADS / 30.4
+    figures.append(
+        at_most(f"files a month after {loads} with maintenance", f"{many['files']} files",
+                f"left alone {end['files']:,} files", many["files"] / months, 2)
+    )  # fmt: skip
+    p95 = kept["p95_seconds"]
+    for name, says, limit in (
+        ("one_day", "one day of one commodity", bench_lake.ONE_DAY_SECONDS),
+        ("thirty_days", "an aggregate of 30 days", bench_lake.THIRTY_DAYS_SECONDS),
+    ):
+        figures.append(at_most(f"{says} during loads, p95", f"{p95[name]:.2f} s", f"{limit:g} s", p95[name] / limit, 1))
+    return found, figures
 
 
 def consume() -> tuple[Any, list[Figure]]:
@@ -225,6 +268,7 @@ BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "validate": validate,
     "publish": publish,
     "load": load,
+    "lake": lake,
     "consume": consume,
     "run": run,
     "plugins": plugins,
