@@ -129,16 +129,6 @@ def test_trino_s_catalog_is_the_suite_s(environment: str) -> None:
     assert named == set(re.findall(r"\$\{ENV:(\w+)\}", given["iceberg"]))
 
 
-def test_compose_s_trino_has_the_suite_s_catalog() -> None:
-    """What Trino's Iceberg connector is told decides whether a first load of a long history works at all."""
-    suite = (ROOT / "tests" / "engines" / "trino.py").read_text(encoding="utf-8")
-    theirs = dict(re.findall(r'"(iceberg\.(?!jdbc)[\w.-]+)": "(.+?)",?\n', suite))
-    compose = (ROOT / "compose.yaml").read_text(encoding="utf-8")
-    mine = dict(re.findall(r"^ +(iceberg\.(?!jdbc)[\w.-]+)=(.+)$", compose, re.MULTILINE))
-    assert mine == theirs
-    assert int(mine["iceberg.max-partitions-per-writer"]) >= 12 * 200
-
-
 @EACH
 def test_trino_writes_to_bounded_volumes(environment: str) -> None:
     given = values("trino", environment)
