@@ -18,7 +18,7 @@ from marketdata.lakehouse import open_lakehouse
 from marketdata.observability import runs
 from marketdata.settings import Settings
 from marketdata.tasks.load import load
-from marketdata.tasks.query import query
+from marketdata.tasks.query import query, snapshots_after
 from tests.contract.prices import LATE, batch_of, price, refused
 from tests.contract.test_lakehouse import lakehouse_settings  # noqa: F401
 
@@ -38,7 +38,8 @@ class TestTimeTravel:
 
         def ask(sql: str, run_id: str | None = None) -> list[Any]:
             capsys.readouterr()
-            query(settings, sql, "json", COMMODITY_PRICES, run_id)
+            at = snapshots_after(settings, COMMODITY_PRICES, run_id) if run_id else None
+            query(settings, sql, "json", at)
             return [value for row in json.loads(capsys.readouterr().out) for value in row.values()]
 
         return ask

@@ -302,8 +302,11 @@ def query(
     Example: marketdata query "SELECT commodity, max(price) FROM commodity_prices GROUP BY 1" --format csv
     """
     from marketdata.tasks.query import query as work
+    from marketdata.tasks.query import snapshots_after
 
-    work(_for_people("query"), sql, format.value, datasets.get(dataset), as_of_run)
+    loaded = _for_people("query")
+    at = snapshots_after(loaded, datasets.get(dataset), as_of_run) if as_of_run else None
+    work(loaded, sql, format.value, at)
 
 
 @topics_app.command("diff")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from marketdata.datasets import Dataset
@@ -20,18 +21,17 @@ if TYPE_CHECKING:
 MOST_ROWS_ON_A_SCREEN = 100
 
 
-def query(settings: Settings, sql: str, form: str, dataset: Dataset, as_of_run: str | None = None) -> None:
+def query(settings: Settings, sql: str, form: str, at: Mapping[str, int] | None = None) -> None:
     """Print the answer as ``table``, ``json`` (an array of objects) or ``csv`` on standard output.
 
     Args:
-        as_of_run: run of `dataset`; the tables are read as they were right after it had loaded them.
+        at: snapshot ids by table, where the tables are to be read as they were.
     """
-    at = _snapshots(settings, dataset, as_of_run) if as_of_run else None
     answer = open_lakehouse(settings).query(sql, at=at)
     {"table": _table, "json": _json, "csv": _csv}[form](answer)
 
 
-def _snapshots(settings: Settings, dataset: Dataset, run_id: str) -> dict[str, int]:
+def snapshots_after(settings: Settings, dataset: Dataset, run_id: str) -> dict[str, int]:
     """Snapshot of each table right after a run's load.
 
     Raises:
