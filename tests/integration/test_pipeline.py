@@ -84,6 +84,17 @@ def test_query_answers_in_three_forms_and_refuses_to_write(laptop):
     laptop.marketdata("query", "SELECT * FROM nowhere", code=64)
 
 
+def test_the_tables_are_told_as_a_run_left_them_before_and_after_maintenance(laptop):
+    count = ["query", "SELECT count(*) AS n FROM commodity_prices", "--format", "csv", "--as-of-run"]
+    run_id = laptop.last_run()["run_id"]
+    assert laptop.marketdata(*count, run_id) == f"n\n{WTI_DAYS}\n"
+    for dataset in ("commodity_prices", "commodity_aggregates"):
+        laptop.marketdata("maintain", "--dataset", dataset)
+    assert laptop.marketdata(*count, run_id) == f"n\n{WTI_DAYS}\n"
+    laptop.marketdata(*count, "no-such-run", code=64)
+    laptop.marketdata("maintain", "--dataset", "no-such-dataset", code=64)
+
+
 def test_a_source_that_is_not_there_is_said_and_nothing_is_touched(laptop):
     laptop.marketdata("run", MARKETDATA_SOURCES="api", COMMODITY_API_URL="http://127.0.0.1:9/prices", code=69)
     run = laptop.last_run()
