@@ -20,12 +20,14 @@ from marketdata.errors import UsageError
 DATASETS = {dataset.name: dataset for dataset in (COMMODITY_PRICES,)}
 """Those a pipeline brings, each with a suite of rules."""
 
-DERIVED = {dataset.name: dataset for dataset in (COMMODITY_AGGREGATES, COMMODITY_FEATURES, ML_PREDICTIONS)}
-"""Those that are computed from others."""
+DERIVED = {dataset.name: dataset for dataset in (COMMODITY_AGGREGATES,)}
+"""Those that are computed from others, in a table of their own."""
 
 EVENTS = {
     dataset.name: dataset
     for dataset in (
+        COMMODITY_FEATURES,
+        ML_PREDICTIONS,
         PRICE_ALERTS,
         PIPELINE_EVENTS,
         DATA_QUALITY_RESULTS,
@@ -35,7 +37,7 @@ EVENTS = {
         KRAKEN_RAW_TRADE,
     )
 }
-"""Those that are messages and no table."""
+"""Those that are messages, and no table of the lake."""
 
 __all__ = ["DATASETS", "DERIVED", "EVENTS", "Column", "Dataset", "KnownEvent", "get", "quarantine"]
 
