@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import confluent_kafka
 import psycopg
 import pytest
 
@@ -93,6 +94,50 @@ def test_a_key_s_records_are_in_one_partition_in_order_and_within_the_offsets_sa
         assert [record for _, record in found] == [row["record_id"] for row in rows if row["commodity"] == name]
     for number, (first, end) in spans.items():
         assert sum(1 for found in seen.values() if found[0][0] == number for _ in found) == end - first
+
+
+def test_a_full_queue_holds_publishing_up_and_neither_loses_nor_reorders(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producer takes ten messages at a time: all others find its queue full first."""
+    waits = 0
+
+    class Impatient(confluent_kafka.Producer):
+        def poll(self, timeout: float = -1) -> int:
+            nonlocal waits
+            waits += timeout > 0
+            return super().poll(timeout)
+
+    def tight(*given: Any) -> dict[str, Any]:
+        return {**producer_settings(*given), "queue.buffering.max.messages": 10, "linger.ms": 0}
+
+    monkeypatch.setattr(confluent_kafka, "Producer", Impatient)
+    monkeypatch.setattr(publishing, "producer_settings", tight)
+    rows = days(500)
+    published = run(settings, *rows, parts=3)
+    assert waits >= 10
+    assert counts(published) == (500, 0, 0)
+    spans = {at.partition: (at.first, at.last + 1) for at in published.offsets}
+    read = brokers.read_committed(settings, settings.kafka_topic, spans)
+    values = [json.loads(message.value() or b"") for messages in read for message in messages]
+    dealt = [row for part in range(3) for row in rows[part::3]]
+    assert [value["record_id"] for value in values] == [row["record_id"] for row in dealt]
+    assert [at.last - at.first + 1 for at in published.offsets] == [500]
+
+
+def test_a_delta_that_cannot_be_written_publishes_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written beside sending: what goes wrong there must stop the commit."""
+
+    def refuse(*_given: Any) -> None:
+        raise UnavailableError("the lake is full", "make room")
+
+    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="the lake is full"):
+        patch.setattr(publishing, "write_delta", refuse)
+        run(settings, *days(10), parts=3)
+    assert held(settings) == []
+    assert counts(run(settings, *days(10))) == (10, 0, 0)
 
 
 def test_a_repeated_call_changes_nothing_and_returns_the_same_counts(settings: Settings) -> None:

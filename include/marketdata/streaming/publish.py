@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -52,6 +53,9 @@ ANSWER_SECONDS = 30
 
 QUEUE_KILOBYTES = 65_536
 """Bounds the producer's memory: encoding waits while so much is unacknowledged."""
+
+ANY_PARTITION = -1
+"""The partitioner chooses."""
 
 CHANGED, REVISED, SAME, OLDER = range(4)
 """What a row is to the fold: a new record, a newer revision of a known one, what it has, or older than it has."""
@@ -192,7 +196,10 @@ def _send(
     outcomes: NDArray[np.int8],
     transaction: _Transaction,
 ) -> tuple[Delta, ...]:
-    """Produce the changes, and put the deltas that name them into the lake."""
+    """Produce the changes, and put the deltas that name them into the lake.
+
+    The lake's work goes on beside in one thread: while a part is sent, its delta is written and the next part is read.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -202,20 +209,24 @@ def _send(
     if not changes.any():
         return ()
     first = 0
-    for part in batch.tables(coded=[column.name for column in dataset.columns if repeats(column)]):
-        changed = changes[first : first + len(part)]
-        first += len(part)
-        if not changed.any():
-            continue
-        rows = part if changed.all() else part.filter(pa.array(changed))
-        named = delta_rows(rows)
-        ids = named["record_id"].combine_chunks().buffers()[1]
-        seen.append(np.frombuffer(memoryview(ids or b""), np.uint64)[::4].copy())
-        deltas.append(write_delta(batch.lake, fold.folder, named))
-        for keys, values in messages(connection, dataset, rows):
-            transaction.produce(keys, values)
-    _refuse_twins(batch, np.concatenate(seen))
-    return tuple(deltas)
+    parts = batch.tables(coded=[column.name for column in dataset.columns if repeats(column)])
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = beside.submit(next, parts, None)
+            changed = changes[first : first + len(part)]
+            first += len(part)
+            if not changed.any():
+                continue
+            rows = part if changed.all() else part.filter(pa.array(changed))
+            named = delta_rows(rows)
+            ids = named["record_id"].combine_chunks().buffers()[1]
+            seen.append(np.frombuffer(memoryview(ids or b""), np.uint64)[::4].copy())
+            deltas.append(beside.submit(write_delta, batch.lake, fold.folder, named))
+            for keys, values in messages(connection, dataset, rows):
+                transaction.produce(keys, values)
+        _refuse_twins(batch, np.concatenate(seen))
+        return tuple(delta.result() for delta in deltas)
 
 
 def _refuse_twins(batch: Batch, prefixes: NDArray[np.uint64]) -> None:
@@ -310,19 +321,18 @@ class _Transaction:
         Only the first and the last message of each key report back: they bound the offsets, because a key's messages
         stay in order in one partition. That no other one failed is what the commit stands for.
         """
+        last = dict(zip(keys, range(len(keys)), strict=True))
+        fresh = last.keys() - self._known_keys
+        self._known_keys |= fresh
+        reports: list[Callable[..., None] | None] = [None] * len(keys)
+        for number in (*last.values(), *map(keys.index, fresh)):
+            reports[number] = self._delivered
         produce, topic = self._producer.produce, self._topic
-        telling = set(dict(zip(keys, range(len(keys)), strict=True)).values())
-        if fresh := set(keys) - self._known_keys:
-            telling |= {keys.index(key) for key in fresh}
-            self._known_keys |= fresh
         with self._explained("producing"):
-            for number, (key, value) in enumerate(zip(keys, values, strict=True)):
+            for key, value, report in zip(keys, values, reports, strict=True):
                 while True:
                     try:
-                        if number in telling:
-                            produce(topic, value, key, on_delivery=self._delivered)
-                        else:
-                            produce(topic, value, key)
+                        produce(topic, value, key, ANY_PARTITION, report)
                         break
                     except BufferError:
                         self._producer.poll(0.05)
