@@ -125,17 +125,16 @@ def test_a_full_queue_holds_publishing_up_and_neither_loses_nor_reorders(
     assert [at.last - at.first + 1 for at in published.offsets] == [500]
 
 
-def test_a_delta_that_cannot_be_written_publishes_nothing(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delta_that_cannot_be_written_publishes_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written beside sending: what goes wrong there must stop the commit."""
 
     def refuse(*_given: Any) -> None:
         raise UnavailableError("the lake is full", "make room")
 
-    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="the lake is full"):
+    with monkeypatch.context() as patch:
         patch.setattr(publishing, "write_delta", refuse)
-        run(settings, *days(10), parts=3)
+        with pytest.raises(UnavailableError, match="the lake is full"):
+            run(settings, *days(10), parts=3)
     assert held(settings) == []
     assert counts(run(settings, *days(10))) == (10, 0, 0)
 

@@ -23,6 +23,7 @@ from tests.engines.kubernetes.cluster import why_not
 from tests.performance import (
     bench_alerts,
     bench_consume,
+    bench_encode,
     bench_image,
     bench_lake,
     bench_load,
@@ -80,14 +81,51 @@ def validate() -> tuple[Any, list[Figure]]:
     ]  # fmt: skip
 
 
+def encode() -> tuple[Any, list[Figure]]:
+    found = bench_encode.run(ROWS // 10)
+    ours, *others = found["encode"].items()
+    best = max(others, key=lambda one: one[1] or 0)
+    rest = [(name, rate) for name, rate in others if rate is not None and name != best[0]]
+    classic, *ways = found["client"].items()
+    return found, [
+        at_least(
+            "rows to messages, against the fastest other encoder", f"{ours[1]:,} rows/s",
+            f"{best[0]} {best[1]:,} rows/s", ours[1] / best[1], 1.0,
+        ),
+        *(Figure(f"rows to messages: {name}", f"{rate:,} rows/s", "", 0, "printed", True) for name, rate in rest),
+        *(
+            Figure(f"ready bytes to the client: {name}", f"{rate:,} messages/s", f"{classic[0]} {classic[1]:,}",
+                   round(rate / classic[1], 2), "printed", True)
+            for name, rate in ways
+        ),
+    ]  # fmt: skip
+
+
 def publish() -> tuple[Any, list[Figure]]:
     one, four = (bench_publish.run(rows, settings.load()) for rows in (ROWS, 4 * ROWS))
-    return {"one": one, "four": four}, [
+    three = bench_publish.run_three(settings.load())
+    burst = three["burst"]["seconds"]
+    others = three["others"].items()
+    return {"one": one, "four": four, "three": three}, [
         at_least(
             "publish 1 M rows against a bare producer loop", f"{one['publish']['rows_per_second']:,.0f} rows/s",
             f"{one['bare']['rows_per_second']:,.0f} rows/s", one["ratio"], 0.6,
         ),
         memory("publish", one["publish"]["peak_megabytes"], four["publish"]["peak_megabytes"]),
+        at_least(
+            "three brokers, one transaction: publish 1 M rows against a bare loop of `produce`",
+            f"{three['publish']['rows_per_second']:,.0f} rows/s", f"{three['bare']['rows_per_second']:,.0f} rows/s",
+            three["ratio"], 0.8,
+        ),
+        at_most(
+            "three brokers: burst of 100,000, all of publishing", f"{burst[len(burst) // 2]:.2f} s",
+            f"3 s; {burst[0]:.2f} to {burst[-1]:.2f}", burst[len(burst) // 2] / 3, 1.0,
+        ),
+        *(
+            Figure(f"three brokers, {bench_publish.OTHER_BYTES} bytes: {name}",
+                   "not installed" if rate is None else f"{rate:,.0f} messages/s", "", 0, "printed", True)
+            for name, rate in others
+        ),
     ]  # fmt: skip
 
 
@@ -145,16 +183,33 @@ def lake() -> tuple[Any, list[Figure]]:
 
 
 def consume() -> tuple[Any, list[Figure]]:
-    found = bench_consume.run(ROWS // 2, settings.load())
-    ticks, steady = found["ticks"], found["steady"]
-    return found, [
+    found = bench_consume.run(ROWS, settings.load())
+    ticks, day = found["ticks"], found["day"]
+    wrong = day["lost"] + day["not_sent"] + day["twice"] + abs(day["sum_off"])
+    early, late = day["resident_megabytes"].values()
+    figures = [
         at_least(
-            "consume and aggregate a backlog of 0.5 M, against 35,000 messages/s",
+            "consume and aggregate a backlog of 1 M, against 35,000 messages/s",
             f"{ticks['ours']['per_second']:,.0f} messages/s",
             f"only counting {ticks['bare']['per_second']:,.0f} messages/s", ticks["ours"]["per_second"] / 35_000, 1.0,
         ),
-        at_most("lag at a steady 10,000 messages/s, p99", f"{steady['p99']:.2f} s", "1 s", steady["p99"], 1.0),
+        *(
+            at_most(f"lag at a steady {rate:,} messages/s, p99", f"{steady['p99']:.2f} s",
+                    f"1 s; sent {steady['rate']:,}/s", steady["p99"], 1.0)
+            for rate in bench_consume.STEADY_RATES
+            for steady in [found[f"steady_{rate}"]]
+        ),
+        at_most(
+            f"a day's 1 M messages in {bench_consume.DAY_SECONDS} s: longest lag", f"{day['max']:.2f} s",
+            f"5 s; p99 {day['p99']:.2f} s", day["max"] / 5, 1.0,
+        ),
+        Figure(
+            "the day: lost, stored twice or not sent, by set; sum of prices off by",
+            f"{day['lost']}, {day['twice'] + day['not_sent']}; {day['sum_off'] / 1e6:g}", "", 0, "0", wrong == 0,
+        ),
+        at_most("the day: resident memory, last quarter", f"{late} MB", f"second {early} MB", late / early, 1.25),
     ]  # fmt: skip
+    return found, figures
 
 
 def transform() -> tuple[Any, list[Figure]]:
@@ -266,6 +321,7 @@ BENCHES: dict[str, Callable[[], tuple[Any, list[Figure]]]] = {
     "parse": parse,
     "transform": transform,
     "validate": validate,
+    "encode": encode,
     "publish": publish,
     "load": load,
     "lake": lake,
