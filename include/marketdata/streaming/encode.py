@@ -39,15 +39,15 @@ def messages(
         connection: of `datasets.conform.connect`; it counts in UTC.
         rows: rows of `dataset.arrow_schema()`; `fold.delta_rows` has seen that their `DIGESTS` are hexadecimal.
     """
-    import numpy as np
     import pyarrow as pa
 
     pieces = _pieces(connection, dataset, rows)
     coded = _coded(rows[dataset.message_key])
-    keys = np.array(coded.dictionary.cast(pa.binary()).to_pylist(), object)[coded.indices.to_numpy()]
+    keys = cast("list[bytes]", coded.dictionary.cast(pa.binary()).to_pylist())
     for first in range(0, len(rows), ROWS_AT_ONCE):
         values = _join(*(piece.slice(first, ROWS_AT_ONCE) for piece in pieces)).cast(pa.binary())
-        yield keys[first : first + ROWS_AT_ONCE].tolist(), cast("list[bytes]", values.to_pylist())
+        numbers = cast("list[int]", coded.indices.slice(first, ROWS_AT_ONCE).to_pylist())
+        yield [keys[number] for number in numbers], cast("list[bytes]", values.to_pylist())
 
 
 def repeats(column: Column) -> bool:
@@ -138,7 +138,7 @@ def _texts(connection: duckdb.DuckDBPyConnection, column: Column, values: pa.Arr
 
 
 def _array(texts: list[bytes]) -> pa.Array[Any]:
-    """``pa.array`` of a list would import pandas, a fifth of a second in every publish."""
+    """Texts of Python as Arrow's; ``pa.array`` and ``pa.scalar`` would import pandas, a fifth of a second."""
     import numpy as np
     import pyarrow as pa
 
@@ -150,5 +150,6 @@ def _array(texts: list[bytes]) -> pa.Array[Any]:
 def _join(*texts: pa.Array[Any] | str) -> pa.Array[Any]:
     import pyarrow.compute as pc
 
-    joined: pa.Array[Any] = pc.binary_join_element_wise(*texts, "")  # type: ignore[call-overload]
+    scalars = [_array([text.encode()])[0] if isinstance(text, str) else text for text in (*texts, "")]
+    joined: pa.Array[Any] = pc.binary_join_element_wise(*scalars)
     return joined

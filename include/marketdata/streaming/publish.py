@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketdata.batches import Batch
 from marketdata.datasets import Dataset
@@ -36,8 +36,11 @@ from marketdata.streaming.topics import ledger_topic, records_topic
 if TYPE_CHECKING:
     import duckdb
     import numpy as np
+    import pyarrow as pa
     from confluent_kafka import KafkaError, Message, Producer
     from numpy.typing import NDArray
+
+    _Number = TypeVar("_Number", np.int8, np.int32)
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +169,6 @@ def _diff(
 ) -> tuple[Fold, NDArray[np.int8]]:
     """What each row of the batch is to the fold, in the batch's order."""
     import numpy as np
-    import pyarrow as pa
 
     outcomes = np.full(batch.manifest.rows, CHANGED, dtype=np.int8)
     if not fold.files:
@@ -175,17 +177,32 @@ def _diff(
     for part in batch.tables(["record_id", "content_hash", "as_of"]):
         if first == answered:
             connection.execute(_BATCH)
-        positions = pa.array(np.arange(first, first + len(part), dtype=np.int32))
+        positions = _arrow(np.arange(first, first + len(part), dtype=np.int32))
         connection.register("part", delta_rows(part).append_column("position", positions))
         connection.execute("INSERT INTO batch SELECT position, record_id, content_hash, as_of FROM part")
         connection.unregister("part")
         first += len(part)
         if first - answered >= ROWS_COMPARED or first == len(outcomes):
             fold, found = ledger.query(connection, settings, dataset, fold, _OUTCOMES)
-            outcomes[found["position"].to_numpy()] = found["outcome"].to_numpy()
+            outcomes[_numpy(found["position"], np.int32)] = _numpy(found["outcome"], np.int8)
             answered = first
     connection.execute("DROP TABLE batch")
     return fold, outcomes
+
+
+def _arrow(numbers: NDArray[np.int32]) -> pa.Array[Any]:
+    """As Arrow's; its own conversions to and from NumPy would import pandas."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers.tobytes())])
+
+
+def _numpy(column: pa.ChunkedArray[Any], dtype: type[_Number]) -> NDArray[_Number]:
+    import numpy as np
+
+    together = column.combine_chunks()
+    content = together.buffers()[1]
+    return np.frombuffer(memoryview(content or b""), dtype)[together.offset : together.offset + len(together)]
 
 
 def _send(
@@ -201,7 +218,6 @@ def _send(
     The lake's work goes on beside in one thread: while a part is sent, its delta is written and the next part is read.
     """
     import numpy as np
-    import pyarrow as pa
 
     deltas = []
     seen = []
@@ -218,7 +234,7 @@ def _send(
             first += len(part)
             if not changed.any():
                 continue
-            rows = part if changed.all() else part.filter(pa.array(changed))
+            rows = part if changed.all() else part.take(_arrow(np.flatnonzero(changed).astype(np.int32)))
             named = delta_rows(rows)
             ids = named["record_id"].combine_chunks().buffers()[1]
             seen.append(np.frombuffer(memoryview(ids or b""), np.uint64)[::4].copy())

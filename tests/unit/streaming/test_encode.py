@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -152,3 +154,31 @@ def test_a_message_fits_the_schema_of_the_topic() -> None:
         COMMODITY_PRICES.message_schema(), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
     validator.validate(json.loads(encoded(table_of([row(event_time=INSTANT - timedelta(days=1))]))[0][1]))
+
+
+def test_publishing_s_own_work_imports_no_pandas() -> None:
+    """Arrow imports it for a Python list, text or NumPy array: a fifth of a second of every publish."""
+    made = subprocess.run([sys.executable, "-c", ENCODE], capture_output=True, text=True, check=True)
+    assert made.stdout.split() == ["3", "False"]
+
+
+ENCODE = """
+import sys
+from marketdata.datasets import COMMODITY_PRICES
+from marketdata.datasets.conform import connect
+from marketdata.streaming.encode import messages
+from marketdata.streaming.fold import delta_rows
+
+with connect() as connection:
+    schema = COMMODITY_PRICES.arrow_schema()
+    types = {"string": "VARCHAR", "int32": "INTEGER", "date32[day]": "DATE", "timestamp[us, tz=UTC]": "TIMESTAMPTZ"}
+    columns = ", ".join(
+        f"sha256('{field.name}' || i) AS {field.name}" if field.name in ("record_id", "content_hash")
+        else f"CAST(i AS VARCHAR) AS {field.name}" if str(field.type) == "string"
+        else f"CAST(NULL AS {types.get(str(field.type), 'DECIMAL(18,6)')}) AS {field.name}"
+        for field in schema
+    )
+    rows = connection.sql(f"SELECT {columns} FROM range(3) AS numbers(i)").to_arrow_table()
+    delta_rows(rows)
+    print(sum(len(values) for _, values in messages(connection, COMMODITY_PRICES, rows)), "pandas" in sys.modules)
+"""
