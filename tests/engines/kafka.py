@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class Brokers:
     places: dict[int, _Place]
     network: Network | None
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _slowed: dict[int, threading.Event] = field(default_factory=dict)
 
     @property
     def addresses(self) -> str:
@@ -86,7 +88,22 @@ class Brokers:
         self.processes[broker].send_signal(signal.SIGSTOP)
 
     def thaw(self, broker: int) -> None:
+        if broker in self._slowed:
+            self._slowed.pop(broker).set()
         self.processes[broker].send_signal(signal.SIGCONT)
+
+    def slow(self, broker: int) -> None:
+        """Let a broker run for a twentieth of the time, until it is thawed."""
+        ended = self._slowed[broker] = threading.Event()
+        process = self.processes[broker]
+
+        def stutter() -> None:
+            while not ended.wait(0.02):
+                process.send_signal(signal.SIGSTOP)
+                ended.wait(0.38)
+                process.send_signal(signal.SIGCONT)
+
+        threading.Thread(target=stutter, name=f"broker {broker} is slow", daemon=True).start()
 
     def cut(self, broker: int, *, hears: bool = False, speaks: bool = False) -> None:
         """Cut a broker off from the others and from all clients, in both directions or in one."""
@@ -104,6 +121,8 @@ class Brokers:
             self.heal(broker)
             if broker in self.processes:
                 self.thaw(broker)
+                if self.processes[broker].poll() is not None:
+                    del self.processes[broker]
         self.start(*(broker for broker in IDS if broker not in self.processes))
 
     def controller(self) -> int:

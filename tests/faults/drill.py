@@ -1,9 +1,13 @@
-"""A publisher that never gives up and a reader that never looks away, while something is done to the brokers."""
+"""A publisher that never gives up, a reader that never looks away, and a consumer group, while things break."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,10 +24,15 @@ from marketdata.settings import Settings
 from marketdata.streaming import ledger
 from marketdata.streaming.brokers import connection
 from marketdata.streaming.consume import records_of
+from marketdata.streaming.fold import Offsets
 from marketdata.streaming.publish import publish
 from tests.contract.prices import batch_of, price
+from tests.contract.test_analytics import ask, dead_letters, feeds, told, windows
 from tests.contract.topic import held, identities
+from tests.faults.children import environment
+from tests.waiting import until
 
+SEEDS = range(int(os.environ.get("FAULT_SEEDS", "1")))
 ROWS = 300
 COMMODITIES = ("Gold", "Silver", "Copper", "Oil", "Natural Gas")
 PATIENCE = 90.0
@@ -36,6 +45,7 @@ class Committed:
 
     batch: Batch
     rows: list[dict[str, Any]]
+    offsets: tuple[Offsets, ...]
     begun: float
     done: float
     tries: int
@@ -82,16 +92,16 @@ class Publisher:
                         if time.monotonic() - begun > PATIENCE:
                             raise
                 assert published.published == ROWS
-                self.committed.append(Committed(batch, rows, begun, time.monotonic(), tries))
+                self.committed.append(Committed(batch, rows, published.offsets, begun, time.monotonic(), tries))
         except BaseException as error:
             self.failure = error
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
-        first = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=number * ROWS)
+        first = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=number * ROWS)
         return [
             price(
-                first + timedelta(minutes=row), f"{self._chance.randrange(1, 10**12)}E-6", batch=f"b{number}",
-                commodity=COMMODITIES[row % 5],
+                first + timedelta(seconds=row), f"{self._chance.randrange(1, 10**12)}E-6", batch=f"b{number}",
+                commodity=COMMODITIES[row % 5], series=COMMODITIES[row % 5],
             )
             for row in range(ROWS)
         ]  # fmt: skip
@@ -115,7 +125,7 @@ class Reader:
         self.failure: BaseException | None = None
         self._settings = settings
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reader")
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
         self._thread.start()
 
     def end(self, records: int) -> None:
@@ -162,6 +172,8 @@ class Reader:
                     else:
                         at_end.discard(number)
                         said = json.loads(message.value() or b"", parse_float=Decimal)
+                        if "poison" in said:
+                            continue
                         one = self.seen.setdefault((number, said["batch_id"]), Seen())
                         one.records.append((said["record_id"], said["content_hash"]))
                         one.total += said["price"]
@@ -170,6 +182,122 @@ class Reader:
             self.failure = error
         finally:
             consumer.close()
+
+
+class Members:
+    """A consumer group of three: real processes, each started again under its name when it ends, as pods are."""
+
+    NAMES = ("one", "two", "three")
+
+    def __init__(self, settings: Settings) -> None:
+        self.exits: list[int] = []
+        """Of those that ended by themselves."""
+        self._settings = settings
+        self._processes = {name: self._start(name) for name in self.NAMES}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="members")
+        self._thread.start()
+
+    def kill(self, name: str, *, for_good: bool = False) -> None:
+        """SIGKILL one; another process takes its place and name at once, or nobody does."""
+        with self._lock:
+            process = self._processes.pop(name)
+            process.kill()
+            process.wait()
+            if not for_good:
+                self._processes[name] = self._start(name)
+
+    def said(self, pattern: str) -> bool:
+        """Whether any of them has logged this."""
+        logs = [self._settings.marketdata_home / f"{name}.log" for name in self.NAMES]
+        return any(re.search(pattern, log.read_text(errors="replace")) for log in logs)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join(PATIENCE)
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(0.05):
+            with self._lock:
+                for name, process in self._processes.items():
+                    if process.poll() is not None:
+                        self.exits.append(process.returncode)
+                        self._processes[name] = self._start(name)
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        with (self._settings.marketdata_home / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", CONSUME],
+                env=environment(self._settings, ANALYTICS_MEMBER=name),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+
+CONSUME = """
+from marketdata.streaming import window_store, windows
+from marketdata.tasks import analytics
+from marketdata.tasks.cli import app
+windows.QUIET = windows.SECOND // 2
+window_store.PATIENCE_SECONDS = 3
+analytics.TOPIC_SECONDS = 0.5
+app(["analytics"])
+"""
+
+
+def counted(settings: Settings, offsets: tuple[Offsets, ...]) -> bool:
+    """Whether the consumer has read these, and stored that it has."""
+    rows = ask(
+        settings,
+        "SELECT partition, next_offset FROM marketdata.analytics_feeds WHERE consumer_group = %(group)s",
+    )
+    upto = dict(rows)
+    return all(upto.get(span.partition, 0) > span.last for span in offsets)
+
+
+def verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list[bytes]) -> None:
+    """Rows = windows = topic of aggregates, poison = table = topic of dead letters; each once, to the last digit."""
+    expected: dict[tuple[str, datetime], tuple[int, Decimal]] = {}
+    for row in rows:
+        key = row["series"], row["event_time"].replace(second=0)
+        count, total = expected.get(key, (0, Decimal(0)))
+        expected[key] = count + 1, total + row["price"]
+
+    def stored() -> dict[tuple[str, datetime], tuple[int, Decimal]]:
+        return {key: figures[:2] for key, figures in windows(settings).items()}
+
+    def untold() -> int:
+        ((behind,),) = ask(
+            settings,
+            "SELECT coalesce(sum(sequence - told), -1)::int FROM marketdata.analytics_feeds "
+            "WHERE consumer_group = %(group)s",
+        )
+        return int(behind)
+
+    def behind() -> tuple[int, int]:
+        records, letters, _ = feeds(settings)
+        return len(rows) - records, len(poison) - letters
+
+    until("each message is counted once", lambda: behind() == (0, 0), PATIENCE, but=behind)
+    until("all windows are stored", lambda: stored() == expected, PATIENCE)
+    until("all changes are told", lambda: untold() == 0, PATIENCE, but=untold)
+    messages = told(settings)
+    assert set(Counter((message["record_id"], message["batch_id"]) for message in messages).values()) == {1}
+    last = {
+        (message["series"], datetime.fromisoformat(message["window_start"])): (message["count"], message["total"])
+        for message in messages
+    }
+    assert last == expected
+    letters = ask(
+        settings,
+        "SELECT value FROM marketdata.dead_letters JOIN marketdata.analytics_feeds USING (feed_id) "
+        "WHERE consumer_group = %(group)s",
+    )
+    assert Counter(bytes(value) for (value,) in letters) == Counter(poison)
+    assert Counter(letter.value() for _, letter in dead_letters(settings)) == Counter(poison)
 
 
 def verify(settings: Settings, committed: list[Committed], reader: Reader) -> float:
@@ -185,7 +313,7 @@ def verify(settings: Settings, committed: list[Committed], reader: Reader) -> fl
     assert set(wanted.values()) == {1}
     total = sum((row["price"] for one in committed for row in one.rows), Decimal(0))
 
-    messages = held(settings)
+    messages = [message for message in held(settings) if "poison" not in message]
     assert identities(messages) == wanted
     assert sum((message["price"] for message in messages), Decimal(0)) == total
 

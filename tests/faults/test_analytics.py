@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -18,9 +17,10 @@ from typing import Any
 import pytest
 
 from marketdata.lakehouse import open_lakehouse
-from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from marketdata.settings import Settings
 from tests.contract.prices import LATE, price
 from tests.contract.test_analytics import ask, encoded, feeds, own_analytics, send, told, until, windows
+from tests.faults.children import environment
 
 CONSUME = """
 import os, signal, sys
@@ -94,19 +94,7 @@ def settings(embedded: Settings, settings_for: Callable[..., Settings]) -> Setti
 def start(settings: Settings, step: str = "", member: str = "one") -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", CONSUME, step],
-        env={
-            "PATH": os.environ["PATH"],
-            "LAKE_URI": settings.require("lake_uri"),
-            "KAFKA_BROKERS": settings.require("kafka_brokers"),
-            "KAFKA_TOPIC": settings.kafka_topic,
-            "ANALYTICS_TOPIC": settings.analytics_topic,
-            "ANALYTICS_GROUP": settings.analytics_group,
-            "ANALYTICS_MEMBER": member,
-            "ANALYTICS_PORT": "0",
-            "TRINO_SCHEMA": settings.trino_schema,
-            "POSTGRES_DSN": settings.require("postgres_dsn"),
-            ENDPOINTS_VARIABLE: str(settings.marketdata_home / "no-endpoints.json"),
-        },
+        env=environment(settings, ANALYTICS_MEMBER=member),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

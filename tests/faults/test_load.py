@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from tests.contract.prices import LATE, batch_of, price, table
 from tests.contract.test_lakehouse import by_record, contents, counts, new_schema
+from tests.faults.children import environment
 
 LOAD_AND_DIE = """
 import os, signal, sys
@@ -71,13 +71,7 @@ else:
 def child(settings: Settings, step: str, batch_uri: str) -> int:
     return subprocess.run(
         [sys.executable, "-c", LOAD_AND_DIE, step, batch_uri],
-        env={
-            "PATH": os.environ["PATH"],
-            "LAKE_URI": settings.require("lake_uri"),
-            "POSTGRES_DSN": settings.require("postgres_dsn"),
-            "TRINO_SCHEMA": settings.trino_schema,
-            ENDPOINTS_VARIABLE: str(settings.marketdata_home / "no-endpoints.json"),
-        },
+        env=environment(settings),
         timeout=60,
         check=False,
     ).returncode

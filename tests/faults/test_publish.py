@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from marketdata.streaming.consume import ledger_state, records_of
 from marketdata.streaming.publish import publish
 from tests.contract.prices import LATE, batch_of, price
 from tests.contract.topic import held, identities, own_topic
+from tests.faults.children import environment
 
 PUBLISH_AND_DIE = """
 import os, signal, sys
@@ -82,14 +82,7 @@ COMMITTED = ("committed", "snapshot")
 def child(settings: Settings, step: str, batch_uri: str) -> int:
     return subprocess.run(
         [sys.executable, "-c", PUBLISH_AND_DIE, step, batch_uri],
-        env={
-            "PATH": os.environ["PATH"],
-            "LAKE_URI": settings.require("lake_uri"),
-            "KAFKA_BROKERS": settings.require("kafka_brokers"),
-            "KAFKA_TOPIC": settings.kafka_topic,
-            "POSTGRES_DSN": settings.require("postgres_dsn"),
-            ENDPOINTS_VARIABLE: str(settings.marketdata_home / "no-endpoints.json"),
-        },
+        env=environment(settings),
         timeout=120,
         check=False,
     ).returncode

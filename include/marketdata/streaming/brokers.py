@@ -41,6 +41,8 @@ def connection(settings: Settings) -> dict[str, Any]:
         "client.id": "marketdata",
         "allow.auto.create.topics": False,
         "socket.connection.setup.timeout.ms": 5000,
+        # Who has not answered for so long may be cut off: the brokers themselves take 9 s to say that it is.
+        "socket.timeout.ms": 10_000,
         "reconnect.backoff.max.ms": 1000,
         **_identity(settings),
     }

@@ -8,7 +8,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -21,6 +21,11 @@ from marketdata.streaming.windows import MEMBER, Book, Records
 if TYPE_CHECKING:
     from confluent_kafka import Message
     from numpy.typing import NDArray
+
+PRICE_DIGITS = 18
+
+LONGEST_REASON = 500
+"""Characters; what is said of a long message may repeat it."""
 
 FUTURE = 5 * 60 * 1_000_000
 """Microseconds an event may be ahead of its arrival: one of the year 2126 must not move the watermark."""
@@ -100,6 +105,7 @@ class Reader:
             well = [number for number, reason in enumerate(reasons) if not reason]
             rows, sources = [rows[number] for number in well], [sources[number] for number in well]
             quoted = [quoted[number] for number in well]
+        letters = [replace(letter, reason=letter.reason[:LONGEST_REASON]) for letter in letters]
         members, ingested = _columns(rows, sources)
         numbers = np.array(quoted, np.int64).reshape(-1, 2)
         members["quote"] = numbers[:, 1]
@@ -131,8 +137,11 @@ def _columns(rows: list[Any], messages: list[Raw]) -> tuple[NDArray[np.void], ND
     members["event_time"] = _times("timestamp", [row.timestamp for row in rows])
     members["as_of"] = _times("as_of", [row.as_of for row in rows])
     ingested = _times("ingested_at", [row.ingested_at for row in rows])
+    # Arrow looks a tiny number's scale up in a table that ends, and the process with it.
+    if min((row.price.adjusted() for row in rows), default=0) < -PRICE_DIGITS:
+        raise _UnreadableError("price is not a decimal(18,6): its exponent is too small")
     try:
-        prices: pa.Array[Any] = pa.array([row.price for row in rows], pa.decimal128(18, 6))
+        prices: pa.Array[Any] = pa.array([row.price for row in rows], pa.decimal128(PRICE_DIGITS, 6))
     except pa.ArrowInvalid as error:
         raise _UnreadableError(f"price is not a decimal(18,6): {error}") from None
     # The low half of 128 bits: eighteen digits fit into 63.

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 AT_ONCE = 10_000
 """Changes in one transaction."""
 
+LARGEST_LETTER = 1_114_112
+"""Bytes, as the topic takes (`topics.yaml`): the largest message of the records' topic, and headers."""
+
 TRANSACTION_SECONDS = 60
 ABORT_SECONDS = 2
 
@@ -149,7 +152,10 @@ class _Line:
         self._letters = letters_topic(settings, COMMODITY_PRICES)
         self._failed: list[KafkaError] = []
         name = f"{settings.analytics_group}.{topic}.{partition}"
-        options = producer_settings(settings, name, []) | {"transaction.timeout.ms": TRANSACTION_SECONDS * 1000}
+        options = producer_settings(settings, name, []) | {
+            "transaction.timeout.ms": TRANSACTION_SECONDS * 1000,
+            "message.max.bytes": LARGEST_LETTER,
+        }
         self._producer = Producer(options, logger=log)
         group = {"group.id": f"{settings.analytics_group}.told", "isolation.level": "read_committed"}
         self._marker = Consumer({**connection(settings), **group}, logger=log)
