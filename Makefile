@@ -61,7 +61,7 @@ engines-down: setup ## Stop what `make engines-up` started
 
 .PHONY: test-faults
 test-faults: setup ## Inject every fault with five seeds, and write docs/reference/faults.md
-	@FAULT_SEEDS=5 $(BIN)/pytest -q tests/faults/test_brokers.py
+	@FAULT_SEEDS=5 $(BIN)/pytest -q tests/faults/test_brokers.py tests/faults/test_postgres.py tests/faults/test_clock.py
 	@$(BIN)/python -m tests.faults.figures
 
 .PHONY: test-kubernetes

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from marketdata.batches import Batch
@@ -185,14 +186,19 @@ class Reader:
 
 
 class Members:
-    """A consumer group of three: real processes, each started again under its name when it ends, as pods are."""
+    """A consumer group of three: real processes, each started again under its name when it ends, as pods are.
+
+    Args:
+        variables: environment of each, by its name, beside the settings.
+    """
 
     NAMES = ("one", "two", "three")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, variables: Mapping[str, Mapping[str, str]] = MappingProxyType({})) -> None:
         self.exits: list[int] = []
         """Of those that ended by themselves."""
         self._settings = settings
+        self._variables = variables
         self._processes = {name: self._start(name) for name in self.NAMES}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -232,12 +238,15 @@ class Members:
         with (self._settings.marketdata_home / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", CONSUME],
-                env=environment(self._settings, ANALYTICS_MEMBER=name),
+                env=environment(self._settings, ANALYTICS_MEMBER=name, **self._variables.get(name, {})),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
 
 CONSUME = """
+import os, time
+ahead, now, now_ns = int(os.environ.get("AHEAD_SECONDS", "0")), time.time, time.time_ns
+time.time, time.time_ns = lambda: now() + ahead, lambda: now_ns() + ahead * 10**9
 from marketdata.streaming import window_store, windows
 from marketdata.tasks import analytics
 from marketdata.tasks.cli import app

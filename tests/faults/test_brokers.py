@@ -42,8 +42,11 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.engines
 
-LIMIT_SECONDS = 30.0
-"""What is published after a fault is counted within so long, while the fault lasts."""
+BOUND_SECONDS = {"consumer": 15.0, "broker": 20.0}
+"""What is published after a fault is counted within so long, while the fault lasts, on a machine with nothing else to
+do. The specification asks for `LIMIT_SECONDS` (R5.7 to R5.9), which is what fails a run."""
+
+LIMIT_SECONDS = {"consumer": 30.0, "broker": 60.0}
 
 
 SMALL = 3
@@ -142,7 +145,7 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
         publisher.wait_for(lambda committed: committed[-1].begun > began)
         first = next(one for one in publisher.committed if one.begun > began)
         until("what came after is counted", lambda: counted(settings, first.offsets), PATIENCE)
-        consumed = time.monotonic() - began
+        published, consumed = first.done - began, time.monotonic() - began
         disk.free()
         brokers.restore()
         healed = time.monotonic()
@@ -157,11 +160,13 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
         disk.free()
         publisher.end()
         members.end()
+    of = "consumer" if "consumer" in fault else "broker"
     figures.record(
-        fault, seed, published_seconds=first.done - began, consumed_seconds=consumed, apart_seconds=apart,
-        batches=len(committed), tries=max(one.tries for one in committed), restarts=len(members.exits),
+        fault, seed, published_seconds=published, counted_seconds=consumed, bound_seconds=BOUND_SECONDS[of],
+        apart_seconds=apart, batches=len(committed), tries=max(one.tries for one in committed),
+        restarts=len(members.exits),
     )  # fmt: skip
-    assert max(first.done - began, consumed) < LIMIT_SECONDS
+    assert max(published, consumed) < LIMIT_SECONDS[of]
 
 
 SLEEP_IN_THE_MIDDLE = """

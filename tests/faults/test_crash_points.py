@@ -1,7 +1,7 @@
-"""Every step of a run, SIGKILLed before it writes, between its data and its commit, and before it can say that it is done.
+"""Every step of a run SIGKILLed: before it writes, between its data and its commit, before it can say that it is done.
 
-Nothing of a killed try is to be seen before its commit and all of it after; the run, tried again from that step on, ends
-with each record once in topic and table, and proves it.
+Nothing of a killed try is to be seen before its commit, and all of it after; the run, tried again from that step on,
+ends with each record once in topic and table, and proves it.
 """
 
 from __future__ import annotations

@@ -51,14 +51,21 @@ class Partition:
     windows: Windows
     position: int
     appended: int = 0
+    read_at: float = 0.0
     at_end: bool = False
     letters: list[Letter] = field(default_factory=list)
     records: int = 0
     late: int = 0
 
     def clock(self) -> int:
-        """The log's time in microseconds: of the last record, or now where there is none after it."""
-        return max(self.appended, time.time_ns() // 1000) if self.at_end else self.appended
+        """The log's time in microseconds: of the last record, or now where there is none after it.
+
+        A machine whose clock is behind the brokers' goes by how long ago it read that record.
+        """
+        if not self.at_end:
+            return self.appended
+        since = self.appended + int((time.monotonic() - self.read_at) * 1e6)
+        return max(since, time.time_ns() // 1000)
 
     def checkpoint(self) -> Checkpoint:
         closing = self.windows.due(self.clock())
@@ -210,6 +217,7 @@ class Analytics:
         last = messages[-1]
         partition.position = (last.offset() or 0) + 1
         partition.appended = max(partition.appended, last.timestamp()[1] * 1000)
+        partition.read_at = time.monotonic()
         partition.at_end = False
         self._progress.advanced = time.monotonic()
 
