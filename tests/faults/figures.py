@@ -44,16 +44,16 @@ def page(runs: list[dict[str, Any]]) -> str:
         "# Faults",
         "",
         "What was done to three brokers and to a consumer group of three while batches were published, consumed and",
-        "read, and how soon the next batch was committed (*published*) and was in the consumer's tables (*counted*), in",
-        "seconds from the fault, which lasted all the while. After every run: batches = ledger = topic = what a",
-        "concurrent `read_committed` reader saw = windows = topic of aggregates, and messages that cannot be read =",
-        "dead letters, by identities and by the sum of prices to the last digit; nothing twice, no batch visible in",
+        "read, and how soon the next batch was committed (*published*) and then in the consumer's tables (*counted*):",
+        "seconds from the fault, which lasted all the while, of each run. After every run: batches = ledger = topic =",
+        "what a concurrent `read_committed` reader saw = windows = topic of aggregates, and what cannot be read",
+        "= dead letters, by identities and by the sum of prices to the last digit; nothing twice, no batch visible in",
         "part within a partition. Written by `make test-faults`.",
         "",
         f"{platform.system()}, {os.cpu_count()} CPUs; {_span(runs)}. Load is that of the machine in the minute before.",
         "",
-        "| fault | published | p50 | max | counted | p50 | max | bound | partitions of one batch apart, max | tries, max "
-        "| load, max |",
+        "| fault | published | p50 | max | counted | p50 | max | bound "
+        "| partitions of one batch apart, max | tries, max | load, max |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for fault, of_fault in sorted(by_fault.items()):

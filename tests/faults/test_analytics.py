@@ -220,7 +220,7 @@ def test_three_members_have_one_partition_each_and_the_others_take_over_from_a_k
     with consuming(settings, "one", "two") as members:
         third = start(settings, member="three")
         try:
-            until(lambda: owners(settings) == {"one", "two", "three"})
+            until(lambda: set(owners(settings).values()) == {"one", "two", "three"})
             for number in range(3):
                 send(settings, *values[number:300:3], partition=number)
             until(lambda: sum(feeds(settings)[:2]) > 100)
@@ -230,12 +230,14 @@ def test_three_members_have_one_partition_each_and_the_others_take_over_from_a_k
         killed = time.monotonic()
         for number in range(3):
             send(settings, *values[300 + number :: 3], partition=number)
-        until(lambda: owners(settings) == {"one", "two"})
+        until(lambda: set(owners(settings).values()) == {"one", "two"})
         assert time.monotonic() - killed < 30
         check(settings, values, expected, poison)
         assert all(member.poll() is None for member in members)
 
 
-def owners(settings: Settings) -> set[str]:
-    rows = ask(settings, "SELECT owner FROM marketdata.analytics_feeds WHERE consumer_group = %(group)s")
-    return {owner for (owner,) in rows}
+def owners(settings: Settings) -> dict[int, str]:
+    """The member each partition belongs to."""
+    return dict(
+        ask(settings, "SELECT partition, owner FROM marketdata.analytics_feeds WHERE consumer_group = %(group)s")
+    )

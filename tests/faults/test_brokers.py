@@ -31,7 +31,7 @@ from tests.engines.kafka import brokers as run_brokers
 from tests.faults import disks, figures
 from tests.faults.children import environment
 from tests.faults.disks import Disk, small_disk
-from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, counted, verify, verify_windows
+from tests.faults.drill import PATIENCE, SEEDS, Committed, Members, Publisher, Reader, counted, verify, verify_windows
 from tests.faults.test_analytics import owners
 from tests.faults.test_publish import (  # noqa: F401 - here they run on three brokers
     test_a_killed_publish_is_wholly_visible_or_not_at_all_and_the_next_try_completes_it,
@@ -88,9 +88,14 @@ class Drill:
     members: Members
     settings: Settings
     chance: random.Random
+    partition: int
+    """One that records go to."""
 
-    def a_leader(self) -> int:
-        return self.brokers.leader(self.settings.kafka_topic, self.chance.randrange(3))
+    def leader(self) -> int:
+        return self.brokers.leader(self.settings.kafka_topic, self.partition)
+
+    def consumer(self) -> str:
+        return owners(self.settings)[self.partition]
 
 
 def kill_two_and_start_them(drill: Drill) -> None:
@@ -104,17 +109,17 @@ def fill_a_disk(drill: Drill) -> None:
 
 
 FAULTS: dict[str, Callable[[Drill], None]] = {
-    "a leader is killed": lambda drill: drill.brokers.kill(drill.a_leader()),
-    "a leader is frozen": lambda drill: drill.brokers.freeze(drill.a_leader()),
-    "a leader is slow": lambda drill: drill.brokers.slow(drill.a_leader()),
-    "a leader is cut off": lambda drill: drill.brokers.cut(drill.a_leader()),
-    "a leader hears nobody": lambda drill: drill.brokers.cut(drill.a_leader(), speaks=True),
-    "nobody hears a leader": lambda drill: drill.brokers.cut(drill.a_leader(), hears=True),
+    "a leader is killed": lambda drill: drill.brokers.kill(drill.leader()),
+    "a leader is frozen": lambda drill: drill.brokers.freeze(drill.leader()),
+    "a leader is slow": lambda drill: drill.brokers.slow(drill.leader()),
+    "a leader is cut off": lambda drill: drill.brokers.cut(drill.leader()),
+    "a leader hears nobody": lambda drill: drill.brokers.cut(drill.leader(), speaks=True),
+    "nobody hears a leader": lambda drill: drill.brokers.cut(drill.leader(), hears=True),
     "the controller is killed": lambda drill: drill.brokers.kill(drill.brokers.controller()),
     "two of three are killed and started again": kill_two_and_start_them,
     "the disk of a broker is full": fill_a_disk,
-    "a consumer is killed and replaced": lambda drill: drill.members.kill("two"),
-    "a consumer is killed for good": lambda drill: drill.members.kill("two", for_good=True),
+    "a consumer is killed and replaced": lambda drill: drill.members.kill(drill.consumer()),
+    "a consumer is killed for good": lambda drill: drill.members.kill(drill.consumer(), for_good=True),
 }
 NEED_NAMESPACES = ("a leader is cut off", "a leader hears nobody", "nobody hears a leader")
 
@@ -135,15 +140,23 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
     try:
         send(settings, *poison[:10])
         publisher.wait_for(lambda committed: len(committed) >= 3)
-        until("all three consume", lambda: owners(settings) == set(Members.NAMES))
+        until("all three consume", lambda: sorted(owners(settings).values()) == sorted(Members.NAMES))
         until("the first batches are counted", lambda: counted(settings, publisher.committed[2].offsets))
         moment = time.monotonic() + chance.random() / 4
         while time.monotonic() < moment:
             time.sleep(0.001)
+        partition = chance.choice(publisher.committed[0].offsets).partition
         began = time.monotonic()
-        FAULTS[fault](Drill(brokers, disk, members, settings, chance))
-        publisher.wait_for(lambda committed: committed[-1].begun > began)
-        first = next(one for one in publisher.committed if one.begun > began)
+        FAULTS[fault](Drill(brokers, disk, members, settings, chance, partition))
+
+        def after(committed: list[Committed]) -> Committed | None:
+            """The first batch that needs the partition, and was begun after the fault."""
+            spans = ((one, {span.partition for span in one.offsets}) for one in committed if one.begun > began)
+            return next((one for one, touched in spans if partition in touched), None)
+
+        publisher.wait_for(lambda committed: after(committed) is not None)
+        first = after(publisher.committed)
+        assert first
         until("what came after is counted", lambda: counted(settings, first.offsets), PATIENCE)
         published, consumed = first.done - began, time.monotonic() - began
         disk.free()
