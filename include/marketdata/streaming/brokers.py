@@ -14,7 +14,7 @@ from marketdata.settings import Settings
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
-    from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
+    from confluent_kafka.admin import AdminClient, ClusterMetadata, OffsetSpec  # type: ignore[attr-defined]
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +122,42 @@ def bounds(cluster: Cluster, topic: str) -> dict[int, tuple[int, int]]:
     Raises:
         UsageError: there is no such topic.
     """
-    from confluent_kafka import IsolationLevel, TopicPartition
     from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
     if topic not in cluster.metadata.topics:
         raise UsageError(f"topic {topic} does not exist on {cluster.brokers}", "create it: marketdata topics apply")
-    found = []
-    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]
+    first, end = (
+        _offsets(cluster, topic, spec)
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    )
+    return {number: (first[number], end[number]) for number in sorted(first)}
+
+
+def _offsets(cluster: Cluster, topic: str, spec: OffsetSpec) -> dict[int, int]:
+    """An offset of every partition; a partition that is just getting its leader is asked again."""
+    from confluent_kafka import IsolationLevel, TopicPartition
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+    def ask() -> dict[int, int]:
         wanted = {TopicPartition(topic, number): spec for number in cluster.metadata.topics[topic].partitions}
         futures = cluster.admin.list_offsets(
             wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REACH_SECONDS
         )
         doing = f"asking {topic} for its offsets"
-        found.append({at.partition: outcome(future, cluster, doing).offset for at, future in futures.items()})
-    first, end = found
-    return {number: (first[number], end[number]) for number in sorted(first)}
+        return {at.partition: outcome(future, cluster, doing).offset for at, future in futures.items()}
+
+    again = Retrying(
+        stop=stop_after_delay(REACH_SECONDS), wait=wait_fixed(0.1), retry=retry_if_exception(_is_electing), reraise=True
+    )
+    return again(ask)
+
+
+def _is_electing(error: BaseException) -> bool:
+    from confluent_kafka import KafkaError, KafkaException
+
+    cause = error.__cause__
+    electing = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    return isinstance(cause, KafkaException) and cause.args[0].code() in electing
 
 
 def read_committed(
