@@ -16,7 +16,7 @@ from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
-from marketdata.streaming.brokers import REACH_SECONDS, Cluster, outcome, reach
+from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, outcome, reach
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,8 @@ def apply(settings: Settings) -> list[str]:
     done = _create(cluster, [topic for topic in wanted if topic.name in missing])
     done += [_change(cluster, difference) for difference in differences if difference.effect == "safe"]
     if done:
-        _await(cluster, wanted)
+        changed = {difference.topic for difference in differences}
+        _await(cluster, [topic for topic in wanted if topic.name in changed])
     return done
 
 
@@ -356,16 +357,22 @@ def _change(cluster: Cluster, difference: Difference) -> str:
     return says
 
 
-def _await(cluster: Cluster, wanted: list[Topic]) -> None:
-    """Brokers answer before every one of them knows of a change."""
+_SPREADING = ("UNKNOWN_TOPIC_OR_PART", "LEADER_NOT_AVAILABLE", "NOT_LEADER_FOR_PARTITION")
+"""What a broker answers that does not know of a change yet."""
+
+
+def _await(cluster: Cluster, changed: list[Topic]) -> None:
+    """Brokers answer before every one of them knows of a change: until each partition's leader knows that it leads."""
     deadline = time.monotonic() + REACH_SECONDS
     while True:
         now = replace(cluster, metadata=cluster.admin.list_topics(timeout=REACH_SECONDS))
-        late = [f"{topic.name} has no leaders" for topic in wanted if _headless(now.metadata, topic.name)]
+        late = [f"{topic.name} has no leaders" for topic in changed if _headless(now.metadata, topic.name)]
         try:
-            late += [str(difference) for difference in _compare(now, wanted)]
+            late += [str(difference) for difference in _compare(now, changed)]
+            for topic in changed if not late else []:
+                bounds(now, topic.name)
         except UnavailableError as error:
-            if not _is(error, "UNKNOWN_TOPIC_OR_PART"):
+            if not any(_is(error, name) for name in _SPREADING):
                 raise
             late.append(error.message)
         if not late:
