@@ -70,7 +70,7 @@ class Kafka:
         properties.write_text(_properties(forming, LOOPBACK, *PORTS_OF_NO_MATTER))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         made = subprocess.run(
-            [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(properties)],
+            [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(properties)],
             env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         properties.unlink()
