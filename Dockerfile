@@ -88,6 +88,7 @@ ARG VERSION
 ARG REVISION
 ARG SOURCE
 ARG CREATED
+ENV MARKETDATA_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="marketdata-task" \
       org.opencontainers.image.description="The commands that the pods of the market-data pipelines run" \
       org.opencontainers.image.version="${VERSION}" \

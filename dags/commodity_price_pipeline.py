@@ -145,7 +145,7 @@ with DAG(
             task_id="validate",
             command=["validate", *DATASET, *batch_of("extract")],
             profile="medium",
-            doc_md="Quarantines single rows; stops the run where the whole dataset is wrong. See **Quality report**.",
+            doc_md="Quarantines single rows; stops the run where the whole dataset is wrong. See **Report**.",
         )
         transform = MarketdataPodOperator(
             task_id="transform",

@@ -1,4 +1,4 @@
-"""Pages beside the Airflow UI: what a task handed over, and the quality gate's report.
+"""Pages beside the Airflow UI: what a task handed over, and the report of the quality gate or of a drill.
 
 Served by the API server to signed-in users, out of LAKE_URI and nothing else. Everything is imported with the first
 request: Airflow executes this file in every task process too.
@@ -107,7 +107,7 @@ def _show_batch(batch: Batch) -> str:
     body = [f'<p class="quiet"><code>{escape(batch.uri)}</code></p>', _table(rows)]
     links = []
     if REPORT in manifest.files:
-        links.append(_link("report", batch.uri, "Quality report"))
+        links.append(_link("report", batch.uri, "Report"))
     if manifest.parent:
         links.append(_link("batch", manifest.parent, "The batch it was made from"))
     if links:

@@ -66,6 +66,8 @@ class Settings(BaseSettings):
         "marketdata-task:0.1.0", description="Image of the task pods; production names a digest."
     )
 
+    marketdata_revision: str | None = Field(None, description="Commit the image was built from; the image says it.")
+
     lake_uri: str | None = Field(
         None, pattern=r"^(file|s3)://", description="Root of batches and tables: file:///folder or s3://bucket/prefix."
     )

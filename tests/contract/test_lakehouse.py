@@ -538,6 +538,19 @@ class TestLakehouse:
     def test_an_engine_that_answers_is_left_alone(self, lakehouse: Lakehouse) -> None:
         lakehouse.check()
 
+    def test_a_namespace_that_is_dropped_is_gone_with_its_tables_and_no_other_is(
+        self, lakehouse_settings: Settings
+    ) -> None:
+        other = lakehouse_settings.model_copy(update={"trino_schema": new_schema()})
+        for settings in (lakehouse_settings, other):
+            open_lakehouse(settings).load(COMMODITY_PRICES, batch_of(settings, [price()]))
+        lakehouse = open_lakehouse(lakehouse_settings)
+        lakehouse.drop_namespace()
+        lakehouse.drop_namespace()
+        assert lakehouse.history(COMMODITY_PRICES) == []
+        assert contents(lakehouse) == {}
+        assert len(contents(open_lakehouse(other))) == 1
+
 
 def counts(loaded: Loaded) -> tuple[int, int, int, int, int]:
     return (loaded.inserted, loaded.updated, loaded.repeated, loaded.unchanged, loaded.superseded)

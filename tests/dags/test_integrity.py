@@ -68,7 +68,7 @@ def test_every_dag_says_what_it_is(bag: DagBag) -> None:
     for dag in bag.dags.values():
         assert dag.description
         assert dag.doc_md
-        for part in ("## Parameters", "## When it fails", "About its"):
+        for part in ("## Parameters", "## When it fails", "**About "):
             assert part in dag.doc_md, (dag.dag_id, part)
         tags = set(dag.tags)
         assert tags <= set(Tag)
@@ -136,9 +136,10 @@ def test_what_tasks_refer_to_exists(bag: DagBag, tasks: list[Any]) -> None:
     pools = json.loads((ORCHESTRATION / "pools.json").read_text())
     for task in tasks:
         assert task.pool == "default_pool" or pools[task.pool]["slots"] == 1
-        dataset = task.command[task.command.index("--dataset") + 1]
-        assert dataset in DATASETS | DERIVED
-        assert (ROOT / "expectations" / f"{dataset}.json").is_file() or dataset in DERIVED
+        if "--dataset" in task.command:
+            dataset = task.command[task.command.index("--dataset") + 1]
+            assert dataset in DATASETS | DERIVED
+            assert (ROOT / "expectations" / f"{dataset}.json").is_file() or dataset in DERIVED
         for upstream in [word for word in task.command if "xcom_pull" in word]:
             handed_over_by = upstream.split("'")[1]
             assert handed_over_by in task.get_flat_relative_ids(upstream=True), (task.task_id, handed_over_by)

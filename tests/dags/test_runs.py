@@ -183,6 +183,20 @@ def main(fake: Fake, airflow: dict[str, str]) -> Callable[..., subprocess.Popen[
     return start
 
 
+def test_a_drill_that_failed_is_not_tried_again_and_cleared_all_the_same(
+    fake: Fake, main: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    fake.behave(chaos={"exits": [65], "stderr": ["error: 31 s to recover"]})
+    conf = {"scenarios": "consumer-crash,broker-failure", "consumers": 2, "dry_run": False}
+    assert main("--dag-id", "chaos-drill", "--conf", json.dumps(conf)).wait(PATIENCE_SECONDS) == 1
+    assert [call["words"] for call in fake.calls()] == [
+        ["drill-check"],
+        ["chaos", "--scenario", "consumer-crash,broker-failure", "--consumers", "2", "--no-dry-run"],
+        ["drill-clear"],
+    ]
+    assert len({call["env"]["MARKETDATA_RUN_ID"] for call in fake.calls()}) == 1, "they name the same ground"
+
+
 def test_a_dag_that_is_not_there_is_wrong_use(main: Callable[..., subprocess.Popen[bytes]]) -> None:
     assert main("--dag-id", "no-such-dag").wait(PATIENCE_SECONDS) == 64
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from marketdata.operations import ground
 from marketdata.orchestration.defaults import Tier
 from marketdata.orchestration.environment import SECRETS
 from marketdata.settings import Settings
@@ -26,6 +27,7 @@ from tests.kubernetes.charts import Object, kind, one, render, values
 TENANTS = ("acme", "globex")
 STAGES = ("normalization", "enrichment", "aggregation", "projection")
 CONSUMER = "commodity-analytics-consumer"
+DRILLS = ground.PREFIX
 
 
 @pytest.fixture(scope="module")
@@ -345,14 +347,19 @@ def test_users_of_kafka_may_do_what_is_theirs(production: list[Object]) -> None:
         }
     for name, some in rights.items():
         for type_, pattern, resource, operation in some:
-            assert operation in ("Read", "Write", "Describe", "DescribeConfigs"), name
+            if operation in ("Create", "Delete"):
+                assert (name, pattern, resource) == ("marketdata-pipeline", "prefix", DRILLS), (
+                    "topics are made by the chart"
+                )
+            else:
+                assert operation in ("Read", "Write", "Describe", "DescribeConfigs"), name
             if type_ == "topic" and pattern == "literal" and resource != "*":
                 assert resource in known, name
 
     def topics_with(name: str, operation: str) -> set[str]:
         return {resource for type_, _, resource, may in rights[name] if (type_, may) == ("topic", operation)}
 
-    assert topics_with("marketdata-pipeline", "Write") == {"commodity-prices", "commodity-prices-ledger"}
+    assert topics_with("marketdata-pipeline", "Write") == {"commodity-prices", "commodity-prices-ledger", DRILLS}
     assert "commodity-prices" not in topics_with(CONSUMER, "Write")
     assert topics_with("airflow", "Read") | topics_with("airflow", "Write") == set()
     assert ("group", "literal", "commodity-analytics", "Read") in rights[CONSUMER]

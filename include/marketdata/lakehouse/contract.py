@@ -168,6 +168,10 @@ class Lakehouse(Protocol):
         """
         ...
 
+    def drop_namespace(self) -> None:
+        """Remove the namespace and its tables, where it is there: for one that a drill has made for itself."""
+        ...
+
     def check(self) -> None:
         """Reach the engine within 10 s.
 

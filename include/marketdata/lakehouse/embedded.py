@@ -179,6 +179,13 @@ class EmbeddedLakehouse:
         log.info("maintained", extra={"table": dataset.name, **asdict(maintained)})
         return maintained
 
+    def drop_namespace(self) -> None:
+        with self._reaching():
+            if self._catalog.namespace_exists(self._namespace):
+                for name in self._catalog.list_tables(self._namespace):
+                    self._catalog.drop_table(name)
+                self._catalog.drop_namespace(self._namespace)
+
     def check(self) -> None:
         with self._reaching():
             self._catalog.namespace_exists(self._namespace)

@@ -140,6 +140,12 @@ class TrinoLakehouse:
             for snapshot, parent, committed_at, operation, summary in rows
         ]
 
+    def drop_namespace(self) -> None:
+        for schema in (self._schema, self._staging):
+            for name in self._names(schema):
+                self._run(f"DROP TABLE IF EXISTS {identifier(self._catalog, schema, name)}")
+            self._run(f"DROP SCHEMA IF EXISTS {identifier(self._catalog, schema)}")
+
     def check(self) -> None:
         with self._reaching(), self._connect(attempts=1) as connection:
             connection.cursor().execute(f"SHOW SCHEMAS FROM {identifier(self._catalog)} LIKE 'marketdata'").fetchall()

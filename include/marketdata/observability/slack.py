@@ -254,7 +254,7 @@ def _task(task: FailedTask) -> Block:
 def _links(run: Run) -> Block:
     links = [_link(run.url, "Run")]
     if run.report_url:
-        links.append(_link(run.report_url, "Quality report"))
+        links.append(_link(run.report_url, "Report"))
     if run.runbook.startswith(("http://", "https://")):
         links.append(_link(run.runbook, "Runbook: what to do"))
     else:

@@ -19,6 +19,7 @@ class Tag(StrEnum):
 
     BATCH = "batch"
     COMMODITIES = "commodities"
+    OPERATIONS = "operations"
     KAFKA = "kafka"
     ICEBERG = "iceberg"
     PLATFORM = "platform"

@@ -68,6 +68,7 @@ PLAIN = (
 NOT_FOR_PODS = (
     "MARKETDATA_HOME",
     "MARKETDATA_IMAGE",
+    "MARKETDATA_REVISION",
     "PUSHGATEWAY_URL",
     "RUNBOOKS_URL",
     "SCHEMA_REGISTRY_URL",
@@ -77,7 +78,7 @@ NOT_FOR_PODS = (
     "ANALYTICS_PORT",
     "ANALYTICS_ALERT_PERCENT",
 )
-"""Settings of Airflow, of a laptop and of consumers, which no task's command reads."""
+"""Settings of Airflow, of a laptop, of consumers and of the image itself, which no task is told."""
 
 
 def variables(settings: Settings, context: Context | None) -> list[k8s.V1EnvVar]:

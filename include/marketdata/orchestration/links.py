@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PAGES = "/marketdata"
 """Where the API server mounts the pages."""
 
-_REPORTING = frozenset({"validate"})
+_REPORTING = frozenset({"validate", "load-test", "chaos"})
 """Commands whose batch holds a report."""
 
 
@@ -30,9 +30,9 @@ class BatchLink(BaseOperatorLink):
 
 
 class ReportLink(BatchLink):
-    """To the report of the quality gate."""
+    """To the report of the quality gate, or of a drill."""
 
-    name = "Quality report"
+    name = "Report"
     page = "report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,6 +78,7 @@ app.add_typer(runs_app, name="runs", rich_help_panel="For people")
 
 STEPS = "Steps (what the pods run)"
 SERVICES = "Services (what runs all the time)"
+DRILLS = "Drills (what is promised, measured)"
 PEOPLE = "For people"
 
 
@@ -97,6 +98,10 @@ DatasetName = Annotated[str, typer.Option("--dataset", help="Dataset, e.g. commo
 BatchUri = Annotated[str, typer.Option("--batch", help="Manifest URI of the batch the step before handed over.")]
 RunId = Annotated[str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Airflow run id.")]
 Sources = Annotated[str, typer.Option(help="Sources, separated by commas; default: MARKETDATA_SOURCES.")]
+DrillRunId = Annotated[
+    str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Names what the drill makes; default: the time.")
+]
+Consumers = Annotated[int, typer.Option(min=1, max=10, help="Consumers of the drill's own group.")]
 DAYS = ["%Y-%m-%d"]
 
 
@@ -244,6 +249,73 @@ def maintain(dataset: DatasetName) -> None:
     logs.configure(loaded, "maintain")
     logs.bind(dataset=dataset, layer="batch")
     _hand_over(work(loaded, datasets.get(dataset, derived=True)))
+
+
+def _drill(name: str, run_id: str, work: Callable[[Settings, str], dict[str, Any] | None]) -> None:
+    """Run a drill: it is no step of a dataset's run, so the run record knows nothing of it."""
+    loaded = settings.load()
+    logs.configure(loaded, name)
+    run_id = run_id or f"by_hand__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
+    logs.bind(layer="operations", run_id=run_id)
+    try:
+        _hand_over(work(loaded, run_id) or {})
+    except MarketdataError as error:
+        _hand_over(error.result)
+        raise
+
+
+@app.command("load-test", rich_help_panel=DRILLS)
+def load_test(
+    profile: Annotated[str, typer.Option(help="burst, day, ceiling or headroom.")] = "burst",
+    run_id: DrillRunId = "",
+    consumers: Consumers = 3,
+    messages: Annotated[
+        int, typer.Option(min=0, help="Rehearse with so many messages, thresholds unchanged; 0: the profile's.")
+    ] = 0,
+) -> None:
+    """Put a load on the platform, on topics of its own, and judge rate, lag and loss."""
+    from marketdata.tasks import drills
+
+    _drill(
+        "load-test",
+        run_id,
+        lambda loaded, run: drills.load_test(loaded, profile, run, consumers=consumers, messages=messages),
+    )
+
+
+@app.command(rich_help_panel=DRILLS)
+def chaos(
+    scenario: Annotated[str, typer.Option(help="Scenarios, separated by commas, or all.")] = "all",
+    run_id: DrillRunId = "",
+    consumers: Consumers = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--no-dry-run", help="Leave alone what is not the drill's own.")
+    ] = True,
+) -> None:
+    """Kill, freeze and cut off, heal, and judge how soon all is well and that nothing was lost."""
+    from marketdata.tasks import drills
+
+    _drill(
+        "chaos", run_id, lambda loaded, run: drills.chaos(loaded, scenario, run, consumers=consumers, dry_run=dry_run)
+    )
+
+
+@app.command("drill-check", rich_help_panel=DRILLS)
+def drill_check(run_id: DrillRunId = "") -> None:
+    """See that every engine is well, before anything is loaded or disrupted."""
+    from marketdata.tasks import drills
+
+    _drill("drill-check", run_id, lambda loaded, _: drills.check(loaded))
+
+
+@app.command("drill-clear", rich_help_panel=DRILLS)
+def drill_clear(
+    run_id: Annotated[str, typer.Option("--run-id", envvar="MARKETDATA_RUN_ID", help="Run whose drills are cleared.")],
+) -> None:
+    """Heal what a run's drills have disrupted, and remove what they have made, however they ended."""
+    from marketdata.tasks import drills
+
+    _drill("drill-clear", run_id, drills.clear)
 
 
 @app.command(rich_help_panel=SERVICES)

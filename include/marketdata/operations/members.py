@@ -1,0 +1,136 @@
+"""The drill's own consumers: `marketdata analytics` as child processes, as a cluster would run it in pods."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from marketdata.settings import Settings
+
+LEAVING_SECONDS = 30.0
+"""R4.8: a consumer that is told to end has so long."""
+
+_COMMAND = Path(sysconfig.get_path("scripts")) / "marketdata"
+_LAUNCH = f"""
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, {signal.SIGKILL:d})  # PR_SET_PDEATHSIG: a drill that is killed leaves no consumer behind
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Member:
+    """One consumer.
+
+    Args:
+        own: settings of the proving ground.
+        name: its name in the group; a restart keeps it, as a pod of a StatefulSet does.
+        log: where it writes what it says.
+    """
+
+    def __init__(self, own: Settings, name: str, log: Path) -> None:
+        self.name = name
+        self._own = own
+        self._log = log
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(_COMMAND), "analytics"],
+                env={
+                    **os.environ,
+                    **environment(self._own),
+                    "ANALYTICS_MEMBER": self.name,
+                    "ANALYTICS_PORT": str(self._port),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def ended(self) -> str:
+        """How it has ended by itself, with its last words; empty where it runs, or was killed."""
+        code = self._process.poll() if self._process is not None else None
+        if code is None or code == -signal.SIGKILL:
+            return ""
+        words = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+        return f"consumer {self.name} ended with {code}: {' '.join(words)[:500]}"
+
+    def is_ready(self) -> bool:
+        """What a cluster's readiness probe says."""
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health/ready", timeout=2) as answer,
+        ):
+            return bool(answer.status == 200)
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of it is said or stored any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def ask_to_end(self) -> None:
+        """SIGTERM: it stores what it has, and leaves."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def await_end(self, deadline: float) -> None:
+        """Wait for its end, and kill it where it has none by then (monotonic clock)."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(deadline - time.monotonic(), 0))
+            self.kill()
+
+
+def end(group: list[Member]) -> None:
+    """Ask all to end at once, and see them gone."""
+    for member in group:
+        member.ask_to_end()
+    deadline = time.monotonic() + LEAVING_SECONDS
+    for member in group:
+        member.await_end(deadline)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """These settings as environment variables."""
+    values = {name.upper(): value for name, value in settings if value is not None}
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
+    }
+
+
+@contextlib.contextmanager
+def members(own: Settings, number: int) -> Iterator[list[Member]]:
+    """So many consumers of the group, started; they are gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="marketdata-drill-") as folder:
+        group = [Member(own, f"member-{index}", Path(folder) / f"member-{index}.log") for index in range(number)]
+        try:
+            for member in group:
+                member.start()
+            yield group
+        finally:
+            for member in group:
+                member.kill()

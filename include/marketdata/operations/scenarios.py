@@ -1,0 +1,161 @@
+"""The chaos scenarios: what is struck, for how long, and how soon all is well again (specification, R5.6 to R5.9)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from marketdata.errors import UnavailableError, UsageError
+from marketdata.operations.disruptions import BrokerFrozen, BrokerKilled, ConsumerKilled, Disruption, Elsewhere
+from marketdata.operations.drill import Outcome, Stage, finish, measured, stage
+from marketdata.operations.judge import NOTHING_LOST, Threshold, judge
+from marketdata.operations.profiles import LAG_SECONDS
+from marketdata.settings import Settings
+
+RATE = 1_000
+"""Messages a second while something is disrupted."""
+
+STEADY_SECONDS = 60.0
+"""For traffic and consumers to come to a steady state; nothing is disrupted before."""
+
+CALM_SECONDS = 3.0
+"""How long the traffic goes on, before the disruption and after the recovery."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A disruption and its bound.
+
+    Args:
+        within: seconds until everything is well again.
+        hold: seconds between strike and heal.
+        from_heal: the bound counts from the healing, not from the strike.
+        shared: it strikes what others use too; left alone in a dry run.
+    """
+
+    name: str
+    doc: str
+    disruption: Disruption
+    within: float = 0.0
+    hold: float = 0.0
+    from_heal: bool = False
+    shared: bool = True
+
+    @property
+    def judged_by(self) -> tuple[Threshold, ...]:
+        since = "healing" if self.from_heal else "disruption"
+        says = f"From the {since} until every record flows in time again"
+        return (Threshold("recovery_seconds", says, "<", self.within, "s"), *NOTHING_LOST)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "consumer-crash", "A consumer is killed in the middle of its work (R5.6)",
+            ConsumerKilled(), within=30, shared=False,
+        ),
+        Scenario("broker-failure", "A broker is killed and comes back (R5.7)", BrokerKilled(), within=60, hold=3),
+        Scenario(
+            "network-partition", "A broker cannot be reached for 15 seconds (R5.8)",
+            BrokerFrozen(), within=60, hold=15, from_heal=True,
+        ),
+        Scenario(
+            "trino-down", "Trino is away while there is load (R5.9)",
+            Elsewhere("a drill has no right to end Trino; tests/faults/test_trino.py kills it in the middle of loads"),
+        ),
+        Scenario(
+            "gateway-down", "Pushgateway and Slack are away (R5.9)",
+            Elsewhere(
+                "Airflow's plugins call them, not a task; tests/engines/test_run_metrics.py takes the gateway away"
+            ),
+        ),
+        Scenario(
+            "task-evicted", "A task's pod is evicted in the middle of its work (R5.9)",
+            Elsewhere("tasks have no access to the cluster's API; tests/kubernetes/test_operator.py evicts one"),
+        ),
+        Scenario(
+            "scheduler-restart", "The scheduler is restarted while a pod works (R5.9)",
+            Elsewhere(
+                "tasks have no access to the cluster's API; tests/kubernetes/test_operator_airflow.py kills it"
+            ),
+        ),
+    )
+}  # fmt: skip
+
+
+def scenarios(names: str) -> list[Scenario]:
+    """Those named, separated by commas, or all.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    wanted = list(SCENARIOS) if names == "all" else names.split(",")
+    if unknown := [name for name in wanted if name not in SCENARIOS]:
+        raise UsageError(f"no scenario is named {', '.join(unknown)}", f"scenarios: all, {', '.join(SCENARIOS)}")
+    return [SCENARIOS[name] for name in wanted]
+
+
+def disrupt(settings: Settings, scenario: Scenario, run_id: str, consumers: int, *, dry_run: bool) -> Outcome:
+    """Disrupt the platform under a steady load, heal it, and judge how soon it was well and whether anything was lost.
+
+    Raises:
+        MarketdataError: an engine is gone, or was not well before anything was disrupted.
+    """
+    why = scenario.disruption.impossible(settings)
+    if not why and dry_run and scenario.shared:
+        why = "dry run: it would strike what others use too"
+    if why:
+        return Outcome(scenario.name, scenario.doc, why=why)
+    with stage(settings, run_id, scenario.name, consumers, count=None, rate=RATE) as here:
+        here.traffic.start()
+        recovery = _struck(here, scenario)
+        time.sleep(CALM_SECONDS)
+        here.traffic.stop()
+        finish(here)
+        figures = {"recovery_seconds": recovery, **measured(here)}
+        samples, events = tuple(here.watch.samples), tuple(here.events)
+    return Outcome(scenario.name, scenario.doc, "", judge(scenario.judged_by, figures), figures, events, samples)
+
+
+def _struck(here: Stage, scenario: Scenario) -> float | None:
+    """Strike, hold, heal; seconds until all was well, None where it was not in time."""
+
+    def steady() -> bool:
+        return here.ready() and here.watch.last.seconds > CALM_SECONDS and here.watch.last.stored > 0 and in_time(here)
+
+    if not here.until(steady, STEADY_SECONDS):
+        raise UnavailableError(
+            f"the consumers were not in time within {STEADY_SECONDS:.0f} s; nothing was disrupted",
+            "see what else this machine does",
+        )
+    ends = dict(here.traffic.ends)
+    try:
+        struck = here.note(scenario.disruption.strike(here))
+        ends = dict(here.traffic.ends)
+        here.until(lambda: False, scenario.hold)
+    finally:
+        says = scenario.disruption.heal(here)
+    healed = here.note(says)
+    since = healed if scenario.from_heal else struck
+    # Waited for longer than allowed, so that what was too slow is measured too.
+    if not here.until(lambda: recovered(here, ends, healed), 2 * scenario.within):
+        return None
+    return here.note("every record flows in time again") - since
+
+
+def in_time(here: Stage) -> bool:
+    """Whether no record waits too long for the consumers (R4.2)."""
+    return here.watch.last.lag_seconds < LAG_SECONDS
+
+
+def recovered(here: Stage, ends: dict[int, int], healed: float) -> bool:
+    """Whether messages are acknowledged again, and each partition's consumer has stored what came after the strike."""
+    moved = {partition: end for partition, end in here.traffic.ends.items() if end > ends.get(partition, 0)}
+    return (
+        here.traffic.last_acknowledged > healed
+        and bool(moved)
+        and all(here.watch.stored.get(partition, 0) > ends.get(partition, 0) for partition in moved)
+        and in_time(here)
+        and here.ready()
+    )
