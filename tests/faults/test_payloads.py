@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,33 @@ from confluent_kafka import Producer
 from marketdata.settings import Settings
 from marketdata.streaming.analytics import TopicSinks
 from tests.contract.prices import LATE, price
-from tests.contract.test_analytics import ask, at, dead_letters, encoded, feeds, own_analytics, running, told, windows
+from tests.contract.test_analytics import (  # noqa: F401 - `_soon` is a fixture
+    _soon,
+    ask,
+    at,
+    dead_letters,
+    encoded,
+    feeds,
+    own_analytics,
+    running,
+    told,
+    windows,
+)
 from tests.waiting import until
 
 LARGEST = 1_048_588 - 200
 """Bytes of the largest message a topic takes, less those of its batch, key and headers."""
 
 
+@cache
+def good() -> bytes:
+    (value,) = encoded(price(at(0)))
+    return value
+
+
 def changed(**fields: Any) -> bytes:
     """A good message with other values; `...` leaves a field out."""
-    (value,) = encoded(price(at(0)))
-    message = {**json.loads(value), **fields}
+    message = {**json.loads(good()), **fields}
     return json.dumps({name: value for name, value in message.items() if value is not ...}).encode()
 
 
@@ -92,7 +109,7 @@ def check(settings: Settings, bad: list[bytes | None], seed: int) -> dict[bytes 
     chance = random.Random(seed)  # noqa: S311
     rows = [price(at(minute, second), f"{minute}.{second:02}") for minute in range(1, 6) for second in range(0, 60, 3)]
     revised = [{**row, "price": row["price"] + 100, "as_of": LATE, "content_hash": "f" * 64} for row in rows[::5]]
-    good = [*encoded(*rows, *revised, *rows[::3]), changed(venue="a field of a later version", volume=...)]
+    well = [*encoded(*rows, *revised, *rows[::3]), changed(venue="a field of a later version", volume=...)]
     newest = {row["event_time"]: row["price"] for row in [*rows, *revised, price(at(0))]}
     expected: dict[Any, tuple[int, Decimal]] = {}
     for moment, value in newest.items():
@@ -103,11 +120,11 @@ def check(settings: Settings, bad: list[bytes | None], seed: int) -> dict[bytes 
     def state() -> tuple[int, int]:
         return feeds(settings)[:2]
 
-    values = [*good, *bad]
+    values = [*well, *bad]
     chance.shuffle(values)
     with running(settings) as member:
         places = put(settings, values)
-        until("each message is a record or a letter", lambda: state() == (len(good), len(bad)), but=state)
+        until("each message is a record or a letter", lambda: state() == (len(well), len(bad)), but=state)
         until("windows", lambda: {key: of[:2] for key, of in windows(settings).items()} == expected)
         sinks = TopicSinks(settings, lambda: member.consumer.feeds)
         sinks.deliver()
