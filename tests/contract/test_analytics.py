@@ -374,6 +374,28 @@ def test_two_members_of_one_name_the_older_one_ends(settings: Settings) -> None:
     assert "ANALYTICS_MEMBER" in older.failed.remedy
 
 
+def test_a_partition_whose_leader_is_away_when_it_is_assigned_is_read_all_the_same(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from confluent_kafka import KafkaError, KafkaException
+
+    class LeaderAway:
+        def __init__(self, consumer: Any) -> None:
+            self.incremental_assign = consumer.incremental_assign
+
+        def get_watermark_offsets(self, *_: Any, **__: Any) -> Any:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    assigned = Analytics._assigned
+    monkeypatch.setattr(
+        Analytics, "_assigned", lambda self, consumer, given: assigned(self, LeaderAway(consumer), given)
+    )  # type: ignore[arg-type]
+    send(settings, *encoded(*ticks("70", "71")))
+    with running(settings) as member:
+        until(lambda: feeds(settings)[0] == 2 or member.failed)
+    assert member.failed is None
+
+
 def test_a_missing_topic_is_named(settings: Settings) -> None:
     with running(settings.model_copy(update={"kafka_topic": "nowhere"})) as member:
         assert isinstance(member.failed, UsageError)

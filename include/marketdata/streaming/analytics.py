@@ -39,6 +39,9 @@ BATCH = 10_000
 """Most messages of a round: with 600 bytes each, some 30 MB while they are columns and objects."""
 
 POLL_SECONDS = 0.05
+FIRST_SECONDS = 3.0
+"""How long a leader may take to say where its partition begins, while nothing else is read."""
+
 CHECKPOINT_SECONDS = 1.0
 """Without a window that is due, a restart counts on from at most so long ago."""
 
@@ -279,7 +282,7 @@ class Analytics:
     def _assigned(self, consumer: Consumer, given: list[TopicPartition]) -> None:
         for at in given:
             feed = self._store.claim(at.partition, self._topic_id, self._member)
-            first, _ = consumer.get_watermark_offsets(at, timeout=10)
+            first = self._first(consumer, at)
             if feed.resume_offset < first and feed.next_offset > 0:
                 log.error(
                     "records were lost: the topic's retention was faster than this consumer",
@@ -290,6 +293,16 @@ class Analytics:
         consumer.incremental_assign(given)
         self._progress.assigned, self._progress.caught_up = True, False
         log.info("partitions assigned", extra={"partitions": [at.partition for at in given]})
+
+    def _first(self, consumer: Consumer, at: TopicPartition) -> int:
+        """First offset the topic still has; 0 where its leader does not say so: the client finds it by itself."""
+        from confluent_kafka import KafkaException
+
+        try:
+            return int(consumer.get_watermark_offsets(at, timeout=FIRST_SECONDS)[0])
+        except KafkaException as error:
+            log.warning("a partition's first offset is not known", extra={"reason": error.args[0].str()})
+            return 0
 
     def _revoked(self, consumer: Consumer, taken: list[TopicPartition]) -> None:
         mine = [self._partitions[at.partition] for at in taken if at.partition in self._partitions]
