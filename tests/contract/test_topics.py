@@ -57,6 +57,15 @@ def test_missing_topics_are_said_created_once_and_then_as_wanted(
     assert (len(found[name].partitions), len(found[f"{name}-ledger"].partitions)) == (3, 1)
 
 
+def test_only_topics_of_a_prefix_are_touched_where_one_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want(monkeypatch, "ledger", cleanup_policy="compact")
+    want(monkeypatch, "records", retention_ms="691200000")
+    assert topics.apply(settings, only="drill-") == []
+    assert len(topics.compare(settings)) == 2
+
+
 def test_that_no_registry_has_the_schemas_is_said(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     without = "SCHEMA_REGISTRY_URL is not set: no registry has the schemas"
     assert command.diff(settings) == 0

@@ -76,7 +76,7 @@ def ground(own: Settings) -> Iterator[None]:
         UnavailableError: an engine is gone; what is left of the drill is named.
     """
     clear(own)
-    topics.apply(own)
+    topics.apply(own, only=own.kafka_topic)
     try:
         yield
     finally:

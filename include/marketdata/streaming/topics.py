@@ -188,15 +188,18 @@ def compare(settings: Settings) -> list[Difference]:
     return list(_compare(cluster, _wanted(settings, cluster)))
 
 
-def apply(settings: Settings) -> list[str]:
+def apply(settings: Settings, only: str = "") -> list[str]:
     """Create what is missing and make changes that lose nothing; returns a line for each.
+
+    Args:
+        only: topics whose names begin otherwise are left alone.
 
     Raises:
         UsageError: a change would lose data or durability; it names all such changes, and nothing was changed.
         UnavailableError: no broker answered within 10 s.
     """
     cluster = reach(settings)
-    wanted = _wanted(settings, cluster)
+    wanted = [topic for topic in _wanted(settings, cluster) if topic.name.startswith(only)]
     differences = list(_compare(cluster, wanted))
     if refused := [str(difference) for difference in differences if difference.effect == "destructive"]:
         raise UsageError(
