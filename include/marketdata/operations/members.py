@@ -74,8 +74,8 @@ class Member:
         code = self._process.poll() if self._process is not None else None
         if code is None or code == -signal.SIGKILL:
             return ""
-        words = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-        return f"consumer {self.name} ended with {code}: {' '.join(words)[:500]}"
+        said = [line for line in self._log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        return f"consumer {self.name} ended with {code}{''.join(said[-1:]).replace('error', '', 1)[:500]}"
 
     def is_ready(self) -> bool:
         """What a cluster's readiness probe says."""

@@ -151,11 +151,12 @@ def in_time(here: Stage) -> bool:
 
 def recovered(here: Stage, ends: dict[int, int], healed: float) -> bool:
     """Whether messages are acknowledged again, and each partition's consumer has stored what came after the strike."""
+    ready = here.ready()  # whatever else holds: it starts again who has ended by itself
     moved = {partition: end for partition, end in here.traffic.ends.items() if end > ends.get(partition, 0)}
     return (
-        here.traffic.last_acknowledged > healed
+        ready
+        and here.traffic.last_acknowledged > healed
         and bool(moved)
         and all(here.watch.stored.get(partition, 0) > ends.get(partition, 0) for partition in moved)
         and in_time(here)
-        and here.ready()
     )
