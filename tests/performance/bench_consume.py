@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.settings import Settings, load
+from tests.performance.memory import peak_megabytes
 
 ROUNDS = 3
 """Other work on the machine comes and goes: the median round counts."""
@@ -330,7 +330,7 @@ def _step(name: str, settings: Settings, **arguments: Any) -> Any:
 def _child(name: str, arguments: dict[str, Any]) -> None:
     settings = Settings(**json.load(sys.stdin))
     result = {"produce": produce, "bare": bare, "ours": ours, "steady": steady, "day": day}[name](settings, **arguments)
-    result["peak_megabytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result["peak_megabytes"] = peak_megabytes()
     json.dump(result, sys.stdout)
 
 

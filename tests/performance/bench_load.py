@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from marketdata.batches import ROWS_PER_PART, Batch, Interval, Lake, Manifest
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.lakehouse.embedded import EmbeddedLakehouse
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from tests.performance.memory import peak_megabytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +72,7 @@ def _measure(step: str, rows: int, settings: Settings) -> dict[str, Any]:
         "TRINO_HOST": "",
         ENDPOINTS_VARIABLE: os.devnull + "-none",
     }
-    command = [sys.executable, __file__, "--step", step, str(rows)]
+    command = [sys.executable, "-m", "tests.performance.bench_load", "--step", step, str(rows)]
     answer = subprocess.run(command, env={**os.environ, **stated}, stdout=subprocess.PIPE, check=True).stdout
     result: dict[str, Any] = json.loads(answer)
     return result
@@ -88,7 +88,7 @@ def _figures(result: dict[str, Any], rows: int) -> dict[str, float]:
 
 def _step(step: str, rows: int, settings: Settings) -> dict[str, Any]:
     result = {"prepare": _prepare, "load": _load, "bare": _bare}[step](rows, settings)
-    return {**result, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return {**result, "peak_mb": peak_megabytes()}
 
 
 def _prepare(rows: int, settings: Settings) -> dict[str, Any]:

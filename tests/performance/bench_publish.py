@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from marketdata import datasets
 from marketdata.batches import Batch, Interval, Lake, Manifest
 from marketdata.settings import CHECKOUT, Settings, load
+from tests.performance.memory import peak_megabytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -338,7 +338,7 @@ def _step(name: str, settings: Settings, argument: str) -> dict[str, Any]:
         values["postgres_dsn"] = settings.postgres_dsn.get_secret_value()
     # The settings carry a password: they go through a pipe, not through the command line.
     child = subprocess.run(
-        [sys.executable, __file__, "--step", name, "--argument", argument],
+        [sys.executable, "-m", "tests.performance.bench_publish", "--step", name, "--argument", argument],
         input=json.dumps(values),
         stdout=subprocess.PIPE,
         text=True,
@@ -372,7 +372,7 @@ def _child(name: str, argument: str) -> None:
         result = {"publish": publish, "bare": bare, "bare_transaction": bare_transaction}[name](
             settings, Lake(settings).open(argument)
         )
-    result["peak_megabytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result["peak_megabytes"] = peak_megabytes()
     json.dump(result, sys.stdout)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from tests.performance.memory import peak_megabytes
 
 MAPPING = """
 entries:
@@ -131,7 +132,7 @@ def _child(step: str, folder: Path, rows: int) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "rows_per_second": round(rows / seconds),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mb": peak_megabytes(),
         "beside": {"extract": "bare_csv_reading", "transform": "bare_typing"}.get(step),
     }
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marketdata.datasets import get
 from marketdata.datasets.conform import connect, given, projection
+from tests.performance.memory import peak_megabytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,19 +180,16 @@ def _agree(said: dict[str, Any]) -> None:
 
 def _peak(rows: int) -> float:
     """Peak memory of a process that judges so many rows, in megabytes."""
-    command = [sys.executable, __file__, "--peak", str(rows)]
+    command = [sys.executable, "-m", "tests.performance.bench_validate", "--peak", str(rows)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _judge_once(rows: int) -> float:
+def _judge_once(rows: int) -> int:
     from marketdata import quality
 
     verdict = quality.gate(DATASET, parts(rows), ingested_at=INGESTED_AT, context=CONTEXT)
     assert verdict.rows == rows
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent held when this process was forked
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_megabytes()
 
 
 if __name__ == "__main__":
