@@ -169,6 +169,7 @@ class Drill:
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(2)
         self._reading = self._pool.submit(self._read)
+        until("a first look", lambda: self.seen or self._reading.done())
 
     def load(self) -> Loaded:
         """As often as it takes, as a scheduler's retries would."""
@@ -186,16 +187,19 @@ class Drill:
         return during(self._pool.submit(self.load), killed, start)
 
     def verify(self) -> None:
-        """The table has the batch once, to the last digit; readers saw it whole or not; nothing staged is left."""
-        self._ended.set()
-        self._reading.result(timeout=60)
-        self._pool.shutdown()
+        """The table has the batch once, to the last digit; readers saw it whole or not at all."""
+        self.end()
+        self._reading.result()
         lakehouse = open_lakehouse(self.settings)
         assert contents(lakehouse) == by_record(self.after)
         assert self.seen <= {self._sums(self.before), self._sums(self.after)}
         assert self._sums(self.before) in self.seen
         again = lakehouse.load(COMMODITY_PRICES, self.batch)
         assert counts(again) == (0, 0, ROWS, 0, 0)
+
+    def end(self) -> None:
+        self._ended.set()
+        self._pool.shutdown()
 
     @staticmethod
     def _sums(rows: list[dict[str, Any]]) -> tuple[int, Decimal]:
@@ -209,6 +213,23 @@ class Drill:
             except UnavailableError:
                 continue
             self.seen.add((row["n"], row["total"]))
+
+
+@pytest.fixture
+def drill_on() -> Iterator[Callable[[Settings, random.Random], Drill]]:
+    """Makes drills, which end with the test."""
+    made: list[Drill] = []
+
+    def make(settings: Settings, chance: random.Random) -> Drill:
+        made.append(Drill(settings, chance))
+        return made[-1]
+
+    yield make
+    for drill in made:
+        drill.end()
+
+
+DrillOn = Callable[[Settings, random.Random], Drill]
 
 
 def during(work: Future[Any], killed: threading.Event, start: Callable[[], None]) -> float:
@@ -266,10 +287,10 @@ def usual(monkeypatch: pytest.MonkeyPatch, words: str, work: Callable[[], Drill]
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("words", ["EXECUTE add_files", "MERGE INTO"])
 def test_trino_is_killed_in_the_middle_of_a_load(
-    words: str, seed: int, settings: Settings, trino: Trino, monkeypatch: pytest.MonkeyPatch
+    words: str, seed: int, settings: Settings, trino: Trino, drill_on: DrillOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(f"{words} {seed}")  # noqa: S311
-    drill, seconds = usual(monkeypatch, words, lambda: Drill(settings, chance))
+    drill, seconds = usual(monkeypatch, words, lambda: drill_on(settings, chance))
     killed = when(monkeypatch, words, chance, seconds, trino.kill)
     recovered = drill.during(killed, trino.start)
     drill.verify()
@@ -286,10 +307,10 @@ def test_trino_is_killed_in_the_middle_of_a_load(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_catalog_is_killed_while_trino_merges(
-    seed: int, settings: Settings, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    seed: int, settings: Settings, postgres: Postgres, drill_on: DrillOn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(f"catalog {seed}")  # noqa: S311
-    drill, seconds = usual(monkeypatch, "MERGE INTO", lambda: Drill(settings, chance))
+    drill, seconds = usual(monkeypatch, "MERGE INTO", lambda: drill_on(settings, chance))
     killed = when(monkeypatch, "MERGE INTO", chance, seconds, postgres.kill)
     recovered = drill.during(killed, postgres.start)
     drill.verify()
@@ -302,10 +323,10 @@ def test_the_catalog_is_killed_while_trino_merges(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_catalog_is_killed_while_pyiceberg_loads(
-    seed: int, embedded_settings: Settings, postgres: Postgres
+    seed: int, embedded_settings: Settings, postgres: Postgres, drill_on: DrillOn
 ) -> None:
     chance = random.Random(f"embedded catalog {seed}")  # noqa: S311
-    drill = Drill(embedded_settings, chance)
+    drill = drill_on(embedded_settings, chance)
     killed = threading.Event()
     killing(chance.random() * drill.usual_seconds, postgres.kill, killed).start()
     recovered = drill.during(killed, postgres.start)

@@ -454,16 +454,17 @@ class TrinoLakehouse:
                 remedy,
             ) from error
         except TrinoQueryError as error:
-            if error.error_type in {"EXTERNAL", "INSUFFICIENT_RESOURCES"} and error.error_name not in _LOST_RACE:
-                raise UnavailableError(
-                    f"Trino at {self._address} could not run query {error.query_id}: {first_line(error.message)}",
-                    remedy,
-                ) from error
+            if error.error_name in _LOST_RACE:
+                raise
             if error.error_type == "USER_ERROR":
                 raise UsageError(
                     f"Trino refused query {error.query_id}: {first_line(error.message)}", CATALOG_NEEDS
                 ) from error
-            raise
+            # Also what Trino calls internal: it says so while it starts, and when its catalog dies under it.
+            raise UnavailableError(
+                f"Trino at {self._address} could not run query {error.query_id}: {first_line(error.message)}",
+                remedy,
+            ) from error
 
 
 @dataclass(frozen=True)
