@@ -245,16 +245,19 @@ def _confluent(settings: Settings) -> float:
 
 
 def _java(settings: Settings) -> float:
-    """Kafka's own ``ProducerPerformance``, its start not counted; its messages have no key."""
+    """Kafka's own ``ProducerPerformance`` with the others' values, its start not counted; its messages have no key."""
     from marketdata.engines.kafka import _java as java
 
-    command = [
-        *java(print), "org.apache.kafka.tools.ProducerPerformance", "--topic", settings.kafka_topic,
-        "--num-records", str(OTHER_MESSAGES), "--record-size", str(OTHER_BYTES), "--throughput", "-1",
-        "--producer-props", f"bootstrap.servers={settings.kafka_brokers}", "acks=all", "enable.idempotence=true",
-        "compression.type=lz4", "linger.ms=10",
-    ]  # fmt: skip
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(prefix="marketdata-bench-") as payload:
+        payload.write(b"\n".join(value for _, value in _short_messages(OTHER_MESSAGES)))
+        payload.flush()
+        command = [
+            *java(print), "org.apache.kafka.tools.ProducerPerformance", "--topic", settings.kafka_topic,
+            "--num-records", str(OTHER_MESSAGES), "--payload-file", payload.name, "--throughput", "-1",
+            "--producer-props", f"bootstrap.servers={settings.kafka_brokers}", "acks=all", "enable.idempotence=true",
+            "compression.type=lz4", "linger.ms=10",
+        ]  # fmt: skip
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(re.findall(r"([\d.]+) records/sec", told)[-1])
 
 
