@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from marketdata.batches import ROWS_PER_PART, Batch, Interval, Lake, Manifest
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.lakehouse.embedded import EmbeddedLakehouse
-from marketdata.lakehouse.merging import Rows
 from marketdata.lakehouse.trino import TrinoLakehouse
 from marketdata.settings import Settings
 from tests.engines import trino as engine
@@ -104,9 +103,9 @@ def _staged(settings: Settings, batch: Batch, work: Callable[[TrinoLakehouse, st
     """Seconds of work on ready staged files and an empty table."""
     lakehouse = TrinoLakehouse(settings)
     lakehouse.ensure(COMMODITY_PRICES)
-    with lakehouse._staged(COMMODITY_PRICES, Rows(COMMODITY_PRICES, batch)) as staging:
+    with lakehouse._staged(COMMODITY_PRICES, batch) as staged:
         started = time.monotonic()
-        work(lakehouse, staging)
+        work(lakehouse, staged.table)
         seconds = time.monotonic() - started
     (row,) = lakehouse.query("SELECT count(*) AS n FROM commodity_prices").to_pylist()
     assert row["n"] == batch.manifest.rows

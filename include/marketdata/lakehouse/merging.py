@@ -102,9 +102,36 @@ def months(event_time: pa.ChunkedArray[Any]) -> NDArray[np.int64]:
     return result
 
 
-def month_start(month: int) -> datetime:
-    """First moment of a month counted from 1970-01."""
-    return datetime(1970 + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+@dataclass(frozen=True)
+class Part:
+    """Some rows as a Parquet file: how many, and the event times of the first and the last."""
+
+    content: Any
+    rows: int
+    first: datetime
+    last: datetime
+
+
+def parts(dataset: Dataset, source: Batch | pa.Table) -> Iterator[Part]:
+    """The rows as files: the batch's own where they have the dataset's schema, so that nothing is encoded anew.
+
+    Raises:
+        BadDataError: rows do not fit the schema.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    schema = dataset.arrow_schema()
+    for content in source.contents() if isinstance(source, Batch) else [_parquet(source)]:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if not file.schema_arrow.equals(schema):
+            content = _parquet(_conform(dataset, file.read()))
+            file = pq.ParquetFile(pa.BufferReader(content))
+        if file.metadata.num_rows:
+            event_time = file.read(columns=[dataset.event_time])[dataset.event_time]
+            first, last = (moment(event_time).as_py().astimezone(UTC) for moment in (pc.min, pc.max))
+            yield Part(content, file.metadata.num_rows, first, last)
 
 
 class Rows:
@@ -126,24 +153,6 @@ class Rows:
         for index in range(self._parts):
             yield self._read(index)
 
-    def files(self) -> Iterator[Any]:
-        """The rows as Parquet files: the batch's own where they have the schema, so that nothing is encoded anew."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schema = self._dataset.arrow_schema()
-        if isinstance(self._source, Batch):
-            for index, content in enumerate(self._source.contents()):
-                if pq.read_schema(pa.BufferReader(content)).equals(schema):
-                    yield content
-                else:
-                    yield _parquet(self._read(index))
-        elif len(self._source):
-            yield _parquet(self._read(0))
-
-    def __len__(self) -> int:
-        return sum(sum(counts.values()) for counts in self._counts)
-
     def slices(self) -> Iterator[pa.Table]:
         """The rows by event time, in tables of whole months, of about `ROWS_PER_PART` rows.
 
@@ -156,11 +165,6 @@ class Rows:
         for table in tables:
             self._refuse_twins(table)
             yield table.sort_by(self._dataset.event_time)
-
-    def bounds(self) -> tuple[datetime, datetime] | None:
-        """Start of the first month that has rows, and the end (exclusive) of the last one."""
-        present = [month for counts in self._counts for month in counts]
-        return (month_start(min(present)), month_start(max(present) + 1)) if present else None
 
     def _sorted_out(self, spans: Sequence[tuple[int, int]]) -> Iterator[pa.Table]:
         """The rows of each span of months, by way of a temporary file, so that memory holds one span at a time."""
@@ -227,21 +231,8 @@ class Rows:
         return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
     def _read_part(self, index: int) -> pa.Table:
-        return self._conform(
-            next(_only(self._source, index).tables()) if isinstance(self._source, Batch) else self._source
-        )
-
-    def _conform(self, table: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        schema = self._dataset.arrow_schema()
-        try:
-            return table.select(schema.names).cast(schema)
-        except (KeyError, ValueError, pa.ArrowInvalid) as error:
-            raise BadDataError(
-                f"rows do not fit the schema of {self._dataset.name}: {first_line(error)}; nothing was loaded",
-                "transform the batch again with this version",
-            ) from error
+        rows = next(_only(self._source, index).tables()) if isinstance(self._source, Batch) else self._source
+        return _conform(self._dataset, rows)
 
     def _refuse_twins(self, rows: pa.Table) -> None:
         import pyarrow.compute as pc
@@ -254,6 +245,19 @@ class Rows:
                 " nothing was loaded",
                 "transform the batch again",
             )
+
+
+def _conform(dataset: Dataset, rows: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    schema = dataset.arrow_schema()
+    try:
+        return rows.select(schema.names).cast(schema)
+    except (KeyError, ValueError, pa.ArrowInvalid) as error:
+        raise BadDataError(
+            f"rows do not fit the schema of {dataset.name}: {first_line(error)}; nothing was loaded",
+            "transform the batch again with this version",
+        ) from error
 
 
 def _parquet(rows: pa.Table) -> memoryview:

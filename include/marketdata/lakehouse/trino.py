@@ -20,7 +20,7 @@ from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import BadDataError, MarketdataError, TryLaterError, UnavailableError, UsageError
 from marketdata.lakehouse.contract import ORPHANS_AFTER, WRITER, Loaded, Maintained, Snapshot
-from marketdata.lakehouse.merging import REVISES, Rows, distinct, shape
+from marketdata.lakehouse.merging import REVISES, distinct, parts, shape
 from marketdata.lakehouse.statements import (
     expired,
     first_line,
@@ -167,14 +167,11 @@ class TrinoLakehouse:
 
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
         started = time.monotonic()
-        rows = Rows(dataset, source)
         self.ensure(dataset)
         self._refuse_other_writer(dataset)
         self._drop_stale_staging()
-        with self._staged(dataset, rows) as staging:
-            outcomes, before, after, query_id = self._insist(
-                dataset, lambda: self._merge_staged(dataset, staging, rows)
-            )
+        with self._staged(dataset, source) as staged:
+            outcomes, before, after, query_id = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
         loaded = Loaded.of(outcomes, before, after, time.monotonic() - started, query_id)
         log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
         return loaded
@@ -203,12 +200,11 @@ class TrinoLakehouse:
             ) from error
 
     def _merge_staged(
-        self, dataset: Dataset, staging: str, rows: Rows
+        self, dataset: Dataset, staged: _Staged
     ) -> tuple[Sequence[int], int | None, int | None, str | None]:
         """Merge; what became of the rows follows from the commit where all of them changed the table, else is asked."""
-        bounds = rows.bounds()
-        inside, moments = _inside(dataset, bounds)
-        _, query_id = self._execute(self._merge_statement(dataset, staging, inside), moments)
+        inside, moments = _inside(dataset, staged)
+        _, query_id = self._execute(self._merge_statement(dataset, staged.table, inside), moments)
         committed = self._run(
             f"SELECT snapshot_id, parent_id, summary FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
             " WHERE element_at(summary, 'trino_query_id') = ?",
@@ -216,13 +212,13 @@ class TrinoLakehouse:
         )
         if not committed:  # the table had all of it
             current = self._current_snapshot(dataset)
-            return self._outcomes(dataset, staging, bounds, current), current, current, None
+            return self._outcomes(dataset, staged, current), current, current, None
         after, before, summary = committed[0]
         updated = int(summary.get("added-position-deletes", 0)) + int(summary.get("deleted-records", 0))
         inserted = int(summary.get("added-records", 0)) - updated
-        if inserted + updated == len(rows):
+        if inserted + updated == staged.rows:
             return (inserted, updated, 0, 0, 0), before, after, query_id
-        return self._outcomes(dataset, staging, bounds, before), before, after, query_id
+        return self._outcomes(dataset, staged, before), before, after, query_id
 
     def _merge_statement(self, dataset: Dataset, staging: str, inside: str = "") -> str:
         of = shape(dataset)
@@ -251,16 +247,14 @@ class TrinoLakehouse:
         ((count,),) = self._run(f"SELECT count(*) FROM {self._table(dataset, what)}")  # noqa: S608
         return int(count)
 
-    def _outcomes(
-        self, dataset: Dataset, staging: str, bounds: tuple[datetime, datetime] | None, snapshot: int | None
-    ) -> list[int]:
+    def _outcomes(self, dataset: Dataset, staged: _Staged, snapshot: int | None) -> list[int]:
         """How many staged rows end how, given the table as it is at a snapshot."""
         of = shape(dataset)
-        inside, moments = _inside(dataset, bounds)
+        inside, moments = _inside(dataset, staged)
         version = f" FOR VERSION AS OF {snapshot:d}" if snapshot is not None else ""
         target = f"(SELECT * FROM {self._table(dataset)}{version})"  # noqa: S608
         rows = self._run(
-            f"SELECT outcome, count(*) FROM (SELECT {of.outcome()} AS outcome FROM {staging} s"  # noqa: S608
+            f"SELECT outcome, count(*) FROM (SELECT {of.outcome()} AS outcome FROM {staged.table} s"  # noqa: S608
             f" LEFT JOIN {target} t ON s.{of.identity} = t.{of.identity}{inside}) GROUP BY outcome",
             moments,
         )
@@ -270,7 +264,7 @@ class TrinoLakehouse:
         return counts
 
     @contextmanager
-    def _staged(self, dataset: Dataset, rows: Rows) -> Iterator[str]:
+    def _staged(self, dataset: Dataset, source: Batch | pa.Table) -> Iterator[_Staged]:
         """The rows as a table of their own, made of files that are copies; both are gone afterwards."""
         started = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         name = f"{dataset.name}_{started}_{uuid.uuid4().hex[:8]}"
@@ -284,15 +278,17 @@ class TrinoLakehouse:
             f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
         )
         try:
-            staged = 0
-            for content in rows.files():
-                lake.put(f"staging/{name}/rows/part-{staged:05d}.parquet", content)
-                staged += 1
-            if staged:
+            count = 0
+            spans: list[datetime] = []
+            for number, part in enumerate(parts(dataset, source)):
+                lake.put(f"staging/{name}/rows/part-{number:05d}.parquet", part.content)
+                count += part.rows
+                spans += [part.first, part.last]
+            if count:
                 location = text(f"{_as_trino_says(folder)}/rows")
                 self._run(f"ALTER TABLE {staging} EXECUTE add_files(location => {location}, format => 'PARQUET')")
                 self._refuse_twins(dataset, staging)
-            yield staging
+            yield _Staged(staging, count, (min(spans), max(spans)) if spans else None)
         finally:
             self._drop(staging)
 
@@ -468,6 +464,15 @@ class TrinoLakehouse:
 
 
 @dataclass(frozen=True)
+class _Staged:
+    """A table of rows to be merged, and the event times of the first and the last of them."""
+
+    table: str
+    rows: int
+    span: tuple[datetime, datetime] | None
+
+
+@dataclass(frozen=True)
 class _Answer:
     """Rows of a running query as Arrow."""
 
@@ -529,12 +534,11 @@ def _arrow_type(name: str) -> pa.DataType:
     return simple.get(base, pa.string())
 
 
-def _inside(dataset: Dataset, bounds: tuple[datetime, datetime] | None) -> tuple[str, tuple[datetime, ...]]:
-    """Condition that spares reading months no row of the batch can be in, and its parameters."""
-    if bounds is None or not shape(dataset).dated:
+def _inside(dataset: Dataset, staged: _Staged) -> tuple[str, tuple[datetime, ...]]:
+    """Condition that spares reading what no staged row can match, and its parameters."""
+    if staged.span is None or not shape(dataset).dated:
         return "", ()
-    column = f"t.{identifier(dataset.event_time)}"
-    return f" AND {column} >= ? AND {column} < ?", bounds
+    return f" AND t.{identifier(dataset.event_time)} BETWEEN ? AND ?", staged.span
 
 
 def _definitions(dataset: Dataset) -> str:

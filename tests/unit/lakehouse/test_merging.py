@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +62,6 @@ def test_months_are_counted_from_1970_down_and_up(moment: datetime) -> None:
     (month,) = months(column).tolist()
 
     assert month == (moment.year - 1970) * 12 + moment.month - 1
-    assert merging.month_start(month) <= moment < merging.month_start(month + 1)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -78,11 +78,25 @@ def test_slices_are_whole_months_in_order_and_bounded(
     assert all(len(slice_) <= 70 for slice_ in slices)
     of_months = [set(months(slice_["event_time"]).tolist()) for slice_ in slices]
     assert not any(first & second for first, second in itertools.combinations(of_months, 2))
-    assert rows.bounds() == (datetime(1969, 6, 1, tzinfo=UTC), datetime(1970, 8, 1, tzinfo=UTC))
 
 
-def test_no_rows_have_no_slices_and_no_bounds(settings_for: Callable[..., Settings]) -> None:
-    rows = Rows(COMMODITY_PRICES, batch_of(settings_for(), []))
+def test_no_rows_have_no_slices_and_no_files(settings_for: Callable[..., Settings]) -> None:
+    nothing = batch_of(settings_for(), [])
 
-    assert list(rows.slices()) == []
-    assert rows.bounds() is None
+    assert list(Rows(COMMODITY_PRICES, nothing).slices()) == []
+    assert list(merging.parts(COMMODITY_PRICES, nothing)) == []
+    assert list(merging.parts(COMMODITY_PRICES, table([]))) == []
+
+
+def test_files_are_the_batch_s_own_unless_their_schema_differs(settings_for: Callable[..., Settings]) -> None:
+    days = [price(datetime(1969, 6, 1, tzinfo=UTC) + timedelta(days=day)) for day in (5, 3, 0, 4)]
+    batch = batch_of(settings_for(), days, parts=2)
+    own = list(merging.parts(COMMODITY_PRICES, batch))
+    assert [bytes(part.content) for part in own] == [bytes(content) for content in batch.contents()]
+    assert [(part.rows, part.first, part.last) for part in own] == [
+        (2, days[2]["event_time"], days[0]["event_time"]), (2, days[1]["event_time"], days[3]["event_time"]),
+    ]  # fmt: skip
+
+    turned = table(days).select(table([]).schema.names[::-1])
+    (part,) = merging.parts(COMMODITY_PRICES, turned)
+    assert pq.read_table(pa.BufferReader(part.content)).equals(table(days))
