@@ -23,10 +23,10 @@ from confluent_kafka import Producer
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.conform import connect
-from marketdata.errors import TryLaterError, UsageError
+from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
-from marketdata.streaming import window_store
+from marketdata.streaming import window_sinks, window_store
 from marketdata.streaming import windows as stream_windows
 from marketdata.streaming.analytics import Analytics, TopicSinks
 from marketdata.streaming.brokers import bounds, reach, read_committed
@@ -242,6 +242,63 @@ def test_every_revision_is_told_at_most_once_and_the_last_one_always(settings: S
     assert len(last) == 6
     assert {Decimal(message["total"]) for message in last.values()} == {row[1] for row in windows(settings).values()}
     assert set(last["2024-01-02T12:00:00.000000Z"]) == {column.name for column in COMMODITY_AGGREGATES.columns}
+
+
+def test_a_marker_the_client_never_answers_for_is_left_to_itself_and_each_revision_is_told_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As librdkafka does where the coordinator of the group goes away in the middle of the call."""
+    monkeypatch.setattr(window_sinks, "MARKER_SECONDS", 0.5)
+    never = threading.Event()
+
+    class Silent:
+        def __init__(self, producer: Any) -> None:
+            self._producer = producer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._producer, name)
+
+        def send_offsets_to_transaction(self, *_: Any) -> None:
+            never.wait()
+
+        def __len__(self) -> int:
+            return len(self._producer)
+
+    with running(settings) as member:
+        send(settings, *encoded(*ticks("70", "71")))
+        until(lambda: len(windows(settings)) == 1)
+        (feed,) = [feed for feed in member.consumer.feeds if last_change(settings, feed.feed_id)]
+        sink = window_sinks.TopicSink(settings, settings.kafka_topic, feed)
+        with window_store.connected(settings) as postgres:
+            with monkeypatch.context() as patch:
+                patch.setattr(window_sinks._Line, "take_over", quiet(window_sinks._Line.take_over, Silent))
+                with pytest.raises(UnavailableError, match="marker was not acknowledged"):
+                    sink.deliver(postgres)
+            monkeypatch.setattr(window_sinks, "MARKER_SECONDS", 15.0)
+            assert sink.deliver(postgres) == 1
+            assert sink.deliver(postgres) == 0
+        sink.close()
+        never.set()
+    assert len(told(settings)) == 1
+
+
+def quiet(take_over: Callable[[Any], int], silent: Callable[[Any], Any]) -> Callable[[Any], int]:
+    """`take_over` of a line whose producer will not answer for its marker."""
+
+    def call(line: Any) -> int:
+        told_before = take_over(line)
+        line._producer = silent(line._producer)
+        return told_before
+
+    return call
+
+
+def last_change(settings: Settings, feed_id: int) -> int:
+    ((sequence,),) = ask(
+        settings,
+        f"SELECT sequence FROM marketdata.analytics_feeds WHERE feed_id = {feed_id} AND consumer_group = %(group)s",
+    )
+    return int(sequence)
 
 
 def test_poison_goes_to_the_dead_letters_as_it_was_and_the_consumer_goes_on(settings: Settings) -> None:

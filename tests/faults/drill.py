@@ -244,8 +244,7 @@ class Members:
 
 
 CONSUME = """
-import faulthandler, os, time
-faulthandler.dump_traceback_later(20, repeat=True)
+import os, time
 ahead, now, now_ns = int(os.environ.get("AHEAD_SECONDS", "0")), time.time, time.time_ns
 time.time, time.time_ns = lambda: now() + ahead, lambda: now_ns() + ahead * 10**9
 from marketdata.streaming import window_store, windows

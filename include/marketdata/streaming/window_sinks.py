@@ -8,7 +8,9 @@ it says what is in the topics, whatever moment that producer died at. PostgreSQL
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from marketdata.datasets import Dataset
@@ -26,7 +28,7 @@ from marketdata.streaming.window_store import Feed, one
 if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
-    from confluent_kafka import KafkaError
+    from confluent_kafka import KafkaError, TopicPartition
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ LARGEST_LETTER = 1_114_112
 """Bytes, as the topic takes (`topics.yaml`): the largest message of the records' topic, and headers."""
 
 TRANSACTION_SECONDS = 60
+MARKER_SECONDS = 15.0
+"""Longer than a change of the group's coordinator takes."""
+
 ABORT_SECONDS = 2
 
 
@@ -188,9 +193,32 @@ class _Line:
             brokers = self._settings.require("kafka_brokers")
             raise unavailable(brokers, "delivering aggregates failed", self._failed[0].str())
         marker = TopicPartition(self._topic, self._partition, upto)
-        self._producer.send_offsets_to_transaction([marker], self._marker.consumer_group_metadata(), ANSWER_SECONDS)
+        self._send(marker)
         self._commit()
         self.told = upto
+
+    def _send(self, marker: TopicPartition) -> None:
+        """Add the marker to the transaction.
+
+        The client's call may never return when the group's coordinator goes away in the middle of it, whatever its own
+        time-out says. It is left to itself then: the next producer of this name fences the one that waits.
+        """
+        done: Future[None] = Future()
+
+        def send() -> None:
+            try:
+                group = self._marker.consumer_group_metadata()
+                self._producer.send_offsets_to_transaction([marker], group, MARKER_SECONDS)
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=send, name="marker", daemon=True).start()
+        try:
+            done.result(MARKER_SECONDS + ABORT_SECONDS)
+        except TimeoutError:
+            brokers = self._settings.require("kafka_brokers")
+            raise unavailable(brokers, "telling aggregates failed", "the marker was not acknowledged") from None
 
     def _commit(self) -> None:
         self._producer.commit_transaction(ANSWER_SECONDS)
