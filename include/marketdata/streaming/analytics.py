@@ -156,7 +156,8 @@ class Analytics:
                 "group.id": self._settings.analytics_group,
                 "group.instance.id": self._member,
                 "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 10_000,
+                # A dead coordinator is replaced within 11 s, and a session that lives on needs no rebalance then.
+                "session.timeout.ms": 12_000,
                 "heartbeat.interval.ms": 3_000,
                 "max.poll.interval.ms": 60_000,
                 "isolation.level": "read_committed",
