@@ -26,6 +26,7 @@ from kubernetes import client, config
 
 from marketdata import settings
 from marketdata.orchestration import policy
+from marketdata.orchestration.defaults import Tier
 from tests.kubernetes.launching import launcher
 
 __all__ = ["launcher"]
@@ -177,7 +178,7 @@ def test_nothing_can_be_taken_away_without_an_objection(pods: dict[str, dict[str
 
 
 def test_every_pod_is_protected_as_the_one_that_was_mutated(pods: dict[str, dict[str, Any]]) -> None:
-    """Tasks differ in words, profile and name: what is proved of one is proved of all."""
+    """Tasks differ in words, profile, tier and name: what is proved of one is proved of all."""
 
     def shape(manifest: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = copy.deepcopy(manifest["spec"])
@@ -185,6 +186,7 @@ def test_every_pod_is_protected_as_the_one_that_was_mutated(pods: dict[str, dict
         for own in ("args", "env", "resources"):
             del container[own]
         del found["activeDeadlineSeconds"]
+        assert found.pop("priorityClassName") == policy.priority_class(Tier(manifest["metadata"]["labels"]["tier"]))
         return found
 
     shapes = [shape(manifest) for manifest in pods.values()]

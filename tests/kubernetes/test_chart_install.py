@@ -210,7 +210,7 @@ def test_the_two_hundred_and_first_pod_is_refused(emptied: Cluster) -> None:
         quota = emptied.get("resourcequota", "quota", "--namespace=production")
         return not names and quota["status"]["used"]["pods"] == "200"
 
-    until("there are 200 pods", is_full)
+    until("there are 200 pods", is_full, 240)
     one_more = yaml.safe_dump(waiting_pod("quota-one-more", "production", cpu="1m", memory="1Mi"))
     said = refusal(emptied, "create", "--filename=-", told=one_more)
     assert "exceeded quota: quota, requested: pods=1, used: pods=200, limited: pods=200" in said

@@ -1,4 +1,4 @@
-"""The main job as pods of the built image: real Kafka, PostgreSQL and S3, and the same outcome as on a laptop."""
+"""Every DAG as pods of the built image: real Kafka, PostgreSQL and S3, and the same outcome as on a laptop."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ TASKS = [
 EVERYTHING = {"start": "1986-01-01", "end": "2019-02-01"}
 """Of the history of WTI that a laptop finds in a package. Here it lies in the bucket, where pods find it."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "platform-maintenance": {},
+    "platform-load-test": {"messages": 5000, "consumers": 1},
+    "chaos-drill": {"consumers": 1},
+}
+"""The other DAGs and what they are told."""
+
 ROWS = "SELECT record_id, content_hash, commodity, series, price, as_of FROM commodity_prices"
-Run = Callable[[], str]
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +89,23 @@ def airflow(
     return environment
 
 
-COMMAND = [sys.executable, "-m", "marketdata.orchestration.run", "--conf", json.dumps(EVERYTHING)]
+def command(dag_id: str, conf: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "marketdata.orchestration.run", "--dag-id", dag_id, "--conf", json.dumps(conf)]
 
 
 @pytest.fixture(scope="module")
 def run(airflow: dict[str, str], platform: str) -> Run:
-    """Runs the DAG to its success; returns everything Airflow logged."""
+    """Runs a DAG to its success; returns everything Airflow logged."""
 
-    def once() -> str:
+    def once(dag_id: str = DAG_ID, conf: dict[str, Any] = EVERYTHING) -> str:
         done = subprocess.run(
-            COMMAND, env=airflow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+            command(dag_id, conf),
+            env=airflow,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
         )
         assert done.returncode == 0, done.stdout[-6000:]
         return done.stdout
@@ -129,7 +143,8 @@ def identities(messages: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def test_there_is_no_task_that_does_not_run_here() -> None:
     bag = DagBag(dag_folder=ROOT / "dags")
-    assert {dag_id: sorted(dag.task_dict) for dag_id, dag in bag.dags.items()} == {DAG_ID: sorted(TASKS)}
+    assert bag.dags.keys() == {DAG_ID, *OTHERS}
+    assert sorted(bag.dags[DAG_ID].task_dict) == sorted(TASKS)
 
 
 def test_every_task_ran_as_a_pod_and_left_none(first: str, cluster: Cluster) -> None:
@@ -161,13 +176,22 @@ def test_the_same_run_again_changes_nothing(first: str, run: Run, on_cluster: La
     assert on_cluster.messages() == messages
 
 
+@pytest.mark.parametrize("dag_id", OTHERS)
+def test_the_other_dags_run_as_pods_too(dag_id: str, first: str, run: Run, cluster: Cluster) -> None:
+    tasks = DagBag(dag_folder=ROOT / "dags").dags[dag_id].task_dict
+    assert run(dag_id, OTHERS[dag_id]).count("is created.") == len(tasks)
+    assert not cluster.get("pods", f"--namespace={policy.NAMESPACE}", f"--selector=workflow={dag_id}")["items"]
+
+
 def test_a_run_that_is_broken_off_leaves_no_pod(airflow: dict[str, str], platform: str, cluster: Cluster) -> None:
     def pods() -> list[dict[str, Any]]:
         selector = f"--selector=workflow={DAG_ID}"
         found: list[dict[str, Any]] = cluster.get("pods", f"--namespace={policy.NAMESPACE}", selector)["items"]
         return [pod for pod in found if pod["status"]["phase"] in ("Pending", "Running")]
 
-    process = subprocess.Popen(COMMAND, env=airflow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(DAG_ID, EVERYTHING), env=airflow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         until("the first pod is there", pods, 120)
         process.send_signal(signal.SIGINT)
