@@ -104,12 +104,22 @@ def months(event_time: pa.ChunkedArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows as a Parquet file: how many, and the event times of the first and the last."""
+    """Some rows as a Parquet file.
+
+    Args:
+        identities: hash of each row's identity.
+        first: event time of the earliest row.
+        last: event time of the latest row.
+    """
 
     content: Any
-    rows: int
+    identities: NDArray[np.uint64]
     first: datetime
     last: datetime
+
+    @property
+    def rows(self) -> int:
+        return len(self.identities)
 
 
 def parts(dataset: Dataset, source: Batch | pa.Table) -> Iterator[Part]:
@@ -122,16 +132,16 @@ def parts(dataset: Dataset, source: Batch | pa.Table) -> Iterator[Part]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    schema = dataset.arrow_schema()
+    schema, identity = dataset.arrow_schema(), shape(dataset).identity
     for content in source.contents() if isinstance(source, Batch) else [_parquet(source)]:
         file = pq.ParquetFile(pa.BufferReader(content))
         if not file.schema_arrow.equals(schema):
             content = _parquet(_conform(dataset, file.read()))
             file = pq.ParquetFile(pa.BufferReader(content))
         if file.metadata.num_rows:
-            event_time = file.read(columns=[dataset.event_time])[dataset.event_time]
-            first, last = (moment(event_time).as_py().astimezone(UTC) for moment in (pc.min, pc.max))
-            yield Part(content, file.metadata.num_rows, first, last)
+            rows = file.read(columns=[identity, dataset.event_time])
+            first, last = (moment(rows[dataset.event_time]).as_py().astimezone(UTC) for moment in (pc.min, pc.max))
+            yield Part(content, _hashes(rows[identity]), first, last)
 
 
 class Rows:
@@ -258,6 +268,16 @@ def _conform(dataset: Dataset, rows: pa.Table) -> pa.Table:
             f"rows do not fit the schema of {dataset.name}: {first_line(error)}; nothing was loaded",
             "transform the batch again with this version",
         ) from error
+
+
+def _hashes(values: pa.ChunkedArray[Any]) -> NDArray[np.uint64]:
+    import duckdb
+    import numpy as np
+    import pyarrow as pa
+
+    with duckdb.connect() as connection:
+        connection.register("given", pa.Table.from_arrays([values], ["value"]))
+        return np.asarray(connection.execute("SELECT hash(value) AS hash FROM given").fetchnumpy()["hash"], np.uint64)
 
 
 def _parquet(rows: pa.Table) -> memoryview:

@@ -36,7 +36,9 @@ from marketdata.lakehouse.sweeping import sweep
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -166,15 +168,22 @@ class TrinoLakehouse:
         return maintained
 
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
+        from concurrent.futures import ThreadPoolExecutor
+
         started = time.monotonic()
-        self.ensure(dataset)
-        self._refuse_other_writer(dataset)
-        self._drop_stale_staging()
-        with self._staged(dataset, source) as staged:
-            outcomes, before, after, query_id = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
+        with ThreadPoolExecutor(1) as beside:
+            ready = beside.submit(self._make_ready, dataset)
+            with self._staged(dataset, source) as staged:
+                ready.result()
+                outcomes, before, after, query_id = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
         loaded = Loaded.of(outcomes, before, after, time.monotonic() - started, query_id)
         log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
         return loaded
+
+    def _make_ready(self, dataset: Dataset) -> None:
+        self.ensure(dataset)
+        self._refuse_other_writer(dataset)
+        self._drop_stale_staging()
 
     def _alter(self, dataset: Dataset, procedure: str, age: timedelta | None = None) -> None:
         statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}"
@@ -266,6 +275,8 @@ class TrinoLakehouse:
     @contextmanager
     def _staged(self, dataset: Dataset, source: Batch | pa.Table) -> Iterator[_Staged]:
         """The rows as a table of their own, made of files that are copies; both are gone afterwards."""
+        import numpy as np
+
         started = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
         name = f"{dataset.name}_{started}_{uuid.uuid4().hex[:8]}"
         folder = f"{self._lake_uri}/staging/{name}"
@@ -278,17 +289,19 @@ class TrinoLakehouse:
             f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
         )
         try:
-            count = 0
-            spans: list[datetime] = []
+            identities: list[NDArray[np.uint64]] = []
+            span: list[datetime] = []
             for number, part in enumerate(parts(dataset, source)):
                 lake.put(f"staging/{name}/rows/part-{number:05d}.parquet", part.content)
-                count += part.rows
-                spans += [part.first, part.last]
+                identities.append(part.identities)
+                span += [part.first, part.last]
+            count = sum(map(len, identities))
             if count:
                 location = text(f"{_as_trino_says(folder)}/rows")
                 self._run(f"ALTER TABLE {staging} EXECUTE add_files(location => {location}, format => 'PARQUET')")
-                self._refuse_twins(dataset, staging)
-            yield _Staged(staging, count, (min(spans), max(spans)) if spans else None)
+                if len(np.unique(np.concatenate(identities))) < count:
+                    self._refuse_twins(dataset, staging)
+            yield _Staged(staging, count, (min(span), max(span)) if span else None)
         finally:
             self._drop(staging)
 
