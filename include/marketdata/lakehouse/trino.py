@@ -156,7 +156,7 @@ class TrinoLakehouse:
         if not self._columns(dataset):
             return None
         self._refuse_other_writer(dataset)
-        self._drop_stale_staging()
+        self._drop_stale_staging(datetime.now(UTC))
         sweep(self._settings, f"{self._lake_uri}/staging")
         before = self._count(dataset, "$files")
         self._alter(dataset, "optimize")
@@ -172,7 +172,7 @@ class TrinoLakehouse:
 
         started = time.monotonic()
         with ThreadPoolExecutor(1) as beside:
-            ready = beside.submit(self._make_ready, dataset)
+            ready = beside.submit(self._make_ready, dataset, datetime.now(UTC))
             with self._staged(dataset, source) as staged:
                 ready.result()
                 outcomes, before, after, query_id = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
@@ -180,10 +180,10 @@ class TrinoLakehouse:
         log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
         return loaded
 
-    def _make_ready(self, dataset: Dataset) -> None:
+    def _make_ready(self, dataset: Dataset, began: datetime) -> None:
         self.ensure(dataset)
         self._refuse_other_writer(dataset)
-        self._drop_stale_staging()
+        self._drop_stale_staging(began)
 
     def _alter(self, dataset: Dataset, procedure: str, age: timedelta | None = None) -> None:
         statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}"
@@ -323,12 +323,12 @@ class TrinoLakehouse:
         except (MarketdataError, Error) as error:
             log.warning("staging table stays until the next load", extra={"table": staging, "error": first_line(error)})
 
-    def _drop_stale_staging(self) -> None:
+    def _drop_stale_staging(self, now: datetime) -> None:
         """Drop what loads staged that were killed."""
         for name in self._names(self._staging):
             started = name.split("_")[-2] if name.count("_") >= 2 else ""
             if started.isdigit() and len(started) == 14:
-                age = datetime.now(UTC) - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+                age = now.replace(microsecond=0) - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
                 if age > STALE_AFTER:
                     self._drop(identifier(self._catalog, self._staging, name))
 
