@@ -32,6 +32,7 @@ ALIVE_SECONDS = 60.0
 
 STALLED_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 30.0
+MOMENT_SECONDS = 1.0
 
 
 class Measures:
@@ -190,7 +191,7 @@ class Courier:
         self._work = work
         self._measures = measures
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -198,16 +199,19 @@ class Courier:
         self._wake.set()
 
     def stop(self, seconds: float) -> None:
-        """Carry what is there a last time, for so long at most; what is left is carried after the next start."""
-        self._stopping = True
+        """Carry what is there a last time, for so long at most; what is left is carried after the next start.
+
+        Where there is no time at all, nothing more is begun, and what is under way gets a moment.
+        """
+        self._stopping, self._abandoned = True, seconds <= 0
         self._wake.set()
-        self._thread.join(max(seconds, 0))
+        self._thread.join(max(seconds, MOMENT_SECONDS))
         if self._thread.is_alive():
             log.warning("a sink is left behind; it goes on after the next start", extra={"sink": self._name})
 
     def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._abandoned:
             last = self._stopping
             try:
                 if carried := self._work():

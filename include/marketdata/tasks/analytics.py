@@ -56,10 +56,12 @@ def analytics(settings: Settings) -> None:
         sinks = TopicSinks(settings, lambda: consumer.feeds)
         topics = Courier("topics", TOPIC_SECONDS, sinks.deliver, measures)
         lake = Courier("lake", LAKE_SECONDS, lambda: load_changes(settings), measures)
+        patience = 0.0  # whoever takes over from a member that failed also takes over its sinks
         try:
             consumer.run(stop)
+            patience = LEAVING_SECONDS
         finally:
-            deadline = time.monotonic() + LEAVING_SECONDS
+            deadline = time.monotonic() + patience
             for courier in (topics, lake):
                 courier.stop(deadline - time.monotonic())
             sinks.close()
