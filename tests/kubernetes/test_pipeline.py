@@ -107,7 +107,7 @@ def run(airflow: dict[str, str], platform: str) -> Run:
             timeout=600,
             check=False,
         )
-        assert done.returncode == 0, done.stdout[-6000:]
+        assert done.returncode == 0, "\n".join(line for line in done.stdout.splitlines() if "error" in line.lower())
         return done.stdout
 
     return once

@@ -361,10 +361,8 @@ def main() -> int:
 
 
 def _record(details: Any, figures: list[Figure]) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=CHECKOUT)
     return {
         "when": datetime.now(UTC).isoformat(),
-        "commit": commit.stdout.strip(),
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "load": os.getloadavg(),
         "figures": [asdict(figure) for figure in figures],

@@ -253,7 +253,8 @@ class TrinoLakehouse:
         return with_tables(statement, then)
 
     def _count(self, dataset: Dataset, what: str) -> int:
-        ((count,),) = self._run(f"SELECT count(*) FROM {self._table(dataset, what)}")  # noqa: S608
+        table = identifier(self._catalog, self._schema, dataset.name + what)
+        ((count,),) = self._run(f"SELECT count(*) FROM {table}")  # noqa: S608
         return int(count)
 
     def _outcomes(self, dataset: Dataset, staged: _Staged, snapshot: int | None) -> list[int]:
