@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -23,7 +22,7 @@ from marketdata.settings import Settings
 LEAVING_SECONDS = 30.0
 """R4.8: a consumer that is told to end has so long."""
 
-_COMMAND = Path(sysconfig.get_path("scripts")) / "marketdata"
+_COMMAND = (sys.executable, "-m", "marketdata.tasks.cli", "analytics")
 _LAUNCH = f"""
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -57,7 +56,7 @@ class Member:
             self._port = probe.getsockname()[1]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(_COMMAND), "analytics"],
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, *_COMMAND],
                 env={
                     **os.environ,
                     **environment(self._own),
