@@ -424,6 +424,25 @@ def replace_member(settings: Settings, name: str) -> Settings:
     return settings.model_copy(update={"analytics_member": name})
 
 
+def test_partitions_are_handed_on_also_while_postgres_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise UnavailableError("PostgreSQL does not answer")
+
+    with running(settings) as first:
+        until(lambda: len(first.consumer.feeds) == 3)
+        monkeypatch.setattr(first.consumer._store, "commit", away)
+        with running(replace_member(settings, "two")) as second:
+            until(lambda: second.consumer.feeds or first.failed)
+            until(lambda: len(first.consumer.feeds) + len(second.consumer.feeds) == 3 or first.failed)
+            monkeypatch.undo()
+            for partition in range(3):
+                send(settings, *encoded(price(at(partition))), partition=partition)
+            until(lambda: feeds(settings)[0] == 3 or first.failed)
+    assert (first.failed, second.failed) == (None, None)
+
+
 def test_two_members_of_one_name_the_older_one_ends(settings: Settings) -> None:
     with running(settings) as older, running(settings):
         until(lambda: older.failed)

@@ -22,6 +22,7 @@ from tests.faults import disks
 from tests.faults.disks import Disk, small_disk
 from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, counted, verify, verify_windows
 from tests.faults.relay import Relay, relay
+from tests.faults.test_analytics import owners
 from tests.waiting import until
 
 
@@ -175,6 +176,7 @@ def test_nothing_is_lost_or_repeated(fault: str, seed: int, settings: Settings, 
     try:
         send(settings, *poison[:10])
         published(3)
+        until("all three consume", lambda: sorted(owners(settings).values()) == sorted(Members.NAMES))
         until("the first batches are counted", lambda: counted(settings, publisher.committed[2].offsets))
         FAULTS[fault](Drill(database, members, chance, published))
         send(settings, *poison[10:])

@@ -307,7 +307,12 @@ class Analytics:
 
     def _revoked(self, consumer: Consumer, taken: list[TopicPartition]) -> None:
         mine = [self._partitions[at.partition] for at in taken if at.partition in self._partitions]
-        self._checkpoint(consumer, mine)
+        try:
+            self._checkpoint(consumer, mine)
+        except UnavailableError as error:
+            # Who ended here would never hand them on: started again under its name, it is given what is left to it,
+            # and the coordinator sees no reason to deal out the rest. What was not stored is read again.
+            log.warning("taken partitions are handed on without a checkpoint", extra={"reason": error.message})
         self._drop(taken)
 
     def _lost(self, _consumer: Consumer, taken: list[TopicPartition]) -> None:
