@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -369,6 +370,30 @@ def test_an_old_try_that_wakes_up_late_is_fenced(
     assert "another try has taken over" in str(old.failure)
     assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in days(50)}
     assert publish(COMMODITY_PRICES, batch, settings).repeated
+
+
+def test_an_old_try_whose_client_loses_the_reason_is_told_that_it_is_fenced(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then the client fails without saying why, which Python makes a SystemError of no cause."""
+    fenced = threading.Event()
+
+    class Forgetful(confluent_kafka.Producer):
+        def flush(self, timeout: float = -1) -> int:
+            if not fenced.is_set():
+                return super().flush(timeout)
+            with suppress(confluent_kafka.KafkaException, SystemError):
+                super().flush(timeout)
+            raise SystemError("flush returned NULL without setting an exception")
+
+    monkeypatch.setattr(confluent_kafka, "Producer", Forgetful)
+    batch = batch_of(settings, days(50))
+    old = OldTry(settings, batch, "flush", monkeypatch)
+    assert counts(publish(COMMODITY_PRICES, batch, settings)) == (50, 0, 0)
+    fenced.set()
+    old.wake()
+    assert isinstance(old.failure, TryLaterError), old.failure
+    assert len(held(settings)) == 50
 
 
 def test_the_ledger_is_read_after_the_fence(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

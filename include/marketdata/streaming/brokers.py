@@ -156,7 +156,11 @@ def _is_electing(error: BaseException) -> bool:
     from confluent_kafka import KafkaError, KafkaException
 
     cause = error.__cause__
-    electing = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    electing = (
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,  # the broker has come back, and has yet to learn that it leads again
+    )
     return isinstance(cause, KafkaException) and cause.args[0].code() in electing
 
 

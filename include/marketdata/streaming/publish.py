@@ -417,19 +417,22 @@ class _Transaction:
             yield
         except (KafkaException, SystemError) as error:
             # The client sets the exception of a fatal error, then calls back for messages as if it had not: Python
-            # makes that a SystemError caused by the real one.
+            # makes that a SystemError caused by the real one, or by nothing where it was lost on the way.
             real: BaseException | None = error
             while isinstance(real, SystemError):
                 real = real.__cause__
-            if not isinstance(real, KafkaException):
+            if real is not None and not isinstance(real, KafkaException):
                 raise
-            raise self._meaning(self._cause_of(real.args[0]), doing) from error
+            cause = self._cause_of(real.args[0] if real else None)
+            if cause is None:
+                raise
+            raise self._meaning(cause, doing) from error
 
-    def _cause_of(self, error: KafkaError) -> KafkaError:
-        """What killed the producer, where all the client says is that it is dead."""
+    def _cause_of(self, error: KafkaError | None) -> KafkaError | None:
+        """What killed the producer, where all the client says is that it is dead, or not even that."""
         from confluent_kafka import KafkaError, KafkaException
 
-        if error.code() == KafkaError._FATAL:
+        if error is None or error.code() == KafkaError._FATAL:
             try:
                 self._producer.abort_transaction(ANSWER_SECONDS)
             except KafkaException as dead:
