@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -168,7 +168,9 @@ def test_a_message_cut_anywhere_is_a_letter_that_says_so(length: int) -> None:
 @examples(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
 def test_bytes_of_any_kind_are_a_row_or_a_reason(noise: bytes, first: int, end: int) -> None:
-    found = read(BINANCE_RAW_TRADE, [GOOD[:first] + noise + GOOD[end:], GOOD])
+    message = GOOD[:first] + noise + GOOD[end:]
+    assume(not message.startswith(b"\x00"))  # of a registry, which is not set here: a setting lacks, not a message
+    found = read(BINANCE_RAW_TRADE, [message, GOOD])
     assert len(found.rows) + len(found.letters) == 2
     assert found.rows.to_pylist()[-1] == BINANCE
     assert all(letter.reason for letter in found.letters)
