@@ -7,17 +7,20 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from marketdata.observability.pages import rendered
 from marketdata.operations.drill import Outcome, passed
 from marketdata.operations.judge import Check
 from marketdata.operations.watch import Sample
 from marketdata.settings import CHECKOUT, Settings
 from marketdata.streaming.brokers import reach
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 WIDTH, HEIGHT = 640.0, 170.0
 """Of a plot's area, in the units of its view box."""
@@ -73,19 +76,9 @@ class Report:
         return ("\n".join(lines) + "\n").encode()
 
     def to_html(self) -> bytes:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        jinja = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        jinja.filters |= {"number": number, "bound": bound, "verdict": verdict}
+        filters: dict[str, Callable[..., str]] = {"number": number, "bound": bound, "verdict": verdict}
         plots = {one.name: _plots(one) for one in self.outcomes}
-        page = jinja.get_template("report.html.jinja").render(report=self, plots=plots, about=self._about())
-        return page.encode()
+        return rendered(TEMPLATE, filters, report=self, plots=plots, about=self._about())
 
     def _about(self) -> dict[str, str]:
         return {"Run": self.run_id, "Began": f"{self.began:%Y-%m-%d %H:%M:%S} UTC", **self.environment}

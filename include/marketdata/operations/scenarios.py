@@ -133,7 +133,7 @@ def _struck(here: Stage, scenario: Scenario) -> float | None:
     try:
         struck = here.note(scenario.disruption.strike(here))
         ends = dict(here.traffic.ends)
-        here.until(lambda: False, scenario.hold)
+        time.sleep(scenario.hold)
     finally:
         says = scenario.disruption.heal(here)
     healed = here.note(says)

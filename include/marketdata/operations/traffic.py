@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.datasets.conform import connect
 from marketdata.settings import Settings
-from marketdata.streaming.brokers import connection
 from marketdata.streaming.encode import messages
+from marketdata.streaming.publish import producer_settings
 from marketdata.streaming.topics import ledger_topic
 
 if TYPE_CHECKING:
@@ -98,20 +98,12 @@ class Traffic:
     def _send(self) -> None:
         from confluent_kafka import Producer
 
-        producer = Producer(
-            {
-                **connection(self.own),
-                "acks": "all",
-                "enable.idempotence": True,
-                "compression.type": "lz4",
-                "linger.ms": 5,
-                "partitioner": "murmur2_random",
-                "queue.buffering.max.kbytes": 256 * 1024,
-                "message.timeout.ms": DELIVERY_SECONDS * 1000,
-                "error_cb": lambda _: None,  # what comes of it is measured
-            },
-            logger=log,
-        )
+        options = producer_settings(self.own, None, []) | {
+            "linger.ms": 5,
+            "queue.buffering.max.kbytes": 256 * 1024,
+            "message.timeout.ms": DELIVERY_SECONDS * 1000,
+        }
+        producer = Producer(options, logger=log)
         # Connected and numbered as a producer before the clock starts; no drill reads its ground's ledger.
         producer.produce(ledger_topic(self.own, COMMODITY_PRICES), b"ready")
         producer.flush()

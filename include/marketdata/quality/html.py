@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from marketdata.batches import Interval
 from marketdata.datasets import Dataset
+from marketdata.observability.pages import rendered
 
 if TYPE_CHECKING:
     from marketdata.quality.verdict import Verdict
 
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ROWS_SHOWN = 200
 SERIES_SHOWN = 100
 
@@ -33,19 +35,11 @@ def report(
     sources: Sequence[str],
 ) -> bytes:
     """The page, UTF-8. Whatever the source said is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"grouped": _grouped, "percent": _percent, "sentence": _sentence}
     headline, tone, summary = _headline(verdict)
     quarantined = len(verdict.quarantined)
-    page = environment.get_template("report.html.jinja").render(
+    return rendered(
+        TEMPLATE,
+        {"grouped": _grouped, "percent": _percent, "sentence": _sentence},
         dataset=dataset,
         verdict=verdict,
         headline=headline,
@@ -63,7 +57,6 @@ def report(
         sources=sources,
         meta=verdict.result["meta"],
     )
-    return page.encode()
 
 
 def _headline(verdict: Verdict) -> tuple[str, str, str]:

@@ -147,21 +147,27 @@ def _offsets(cluster: Cluster, topic: str, spec: OffsetSpec) -> dict[int, int]:
         return {at.partition: outcome(future, cluster, doing).offset for at, future in futures.items()}
 
     again = Retrying(
-        stop=stop_after_delay(REACH_SECONDS), wait=wait_fixed(0.1), retry=retry_if_exception(_is_electing), reraise=True
+        stop=stop_after_delay(REACH_SECONDS),
+        wait=wait_fixed(0.1),
+        retry=retry_if_exception(lambda error: caused_by(error, *_ELECTING)),
+        reraise=True,
     )
     return again(ask)
 
 
-def _is_electing(error: BaseException) -> bool:
+_ELECTING = (
+    "NOT_LEADER_FOR_PARTITION",
+    "LEADER_NOT_AVAILABLE",
+    "UNKNOWN_LEADER_EPOCH",  # the broker has come back, and has yet to learn that it leads again
+)
+
+
+def caused_by(error: BaseException, *names: str) -> bool:
+    """Whether a broker's error of one of these names is behind it."""
     from confluent_kafka import KafkaError, KafkaException
 
     cause = error.__cause__
-    electing = (
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_LEADER_EPOCH,  # the broker has come back, and has yet to learn that it leads again
-    )
-    return isinstance(cause, KafkaException) and cause.args[0].code() in electing
+    return isinstance(cause, KafkaException) and cause.args[0].code() in {getattr(KafkaError, name) for name in names}
 
 
 def read_committed(

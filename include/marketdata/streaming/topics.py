@@ -16,7 +16,7 @@ from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
-from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, outcome, reach
+from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, caused_by, outcome, reach
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +331,7 @@ def _create(cluster: Cluster, topics: list[Topic]) -> list[str]:
         try:
             outcome(futures[topic.name], cluster, f"creating topic {topic.name}")
         except UnavailableError as error:
-            if not _is(error, "TOPIC_ALREADY_EXISTS"):
+            if not caused_by(error, "TOPIC_ALREADY_EXISTS"):
                 raise
             continue  # another `apply` was faster
         done.append(f"{topic.name}: created, {topic.partitions} partitions, {topic.replication_factor} replicas")
@@ -360,10 +360,6 @@ def _change(cluster: Cluster, difference: Difference) -> str:
     return says
 
 
-_SPREADING = ("UNKNOWN_TOPIC_OR_PART", "LEADER_NOT_AVAILABLE", "NOT_LEADER_FOR_PARTITION")
-"""What a broker answers that does not know of a change yet."""
-
-
 def _await(cluster: Cluster, changed: list[Topic]) -> None:
     """Brokers answer before every one of them knows of a change: until each partition's leader knows that it leads."""
     deadline = time.monotonic() + REACH_SECONDS
@@ -375,7 +371,7 @@ def _await(cluster: Cluster, changed: list[Topic]) -> None:
             for topic in changed if not late else []:
                 bounds(now, topic.name)
         except UnavailableError as error:
-            if not any(_is(error, name) for name in _SPREADING):
+            if not caused_by(error, "UNKNOWN_TOPIC_OR_PART"):
                 raise
             late.append(error.message)
         if not late:
@@ -383,14 +379,6 @@ def _await(cluster: Cluster, changed: list[Topic]) -> None:
         if time.monotonic() > deadline:
             raise UnavailableError(f"Kafka at {cluster.brokers} accepted the changes, but still: {'; '.join(late)}")
         time.sleep(0.05)
-
-
-def _is(error: UnavailableError, name: str) -> bool:
-    """Whether a broker's error of that name is behind it."""
-    from confluent_kafka import KafkaError, KafkaException
-
-    cause = error.__cause__
-    return isinstance(cause, KafkaException) and cause.args[0].code() == getattr(KafkaError, name)
 
 
 def _headless(metadata: Any, topic: str) -> list[int]:
