@@ -37,6 +37,7 @@ from marketdata.streaming.publish import publish
 from marketdata.streaming.service import Measures, Progress, serve
 from marketdata.tasks import dlq
 from marketdata.tasks.analytics import load_changes
+from tests import waiting
 from tests.contract.prices import LATE, batch_of, price, table
 from tests.contract.topic import own_topic
 
@@ -96,10 +97,7 @@ class Member:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to this in time"
-        time.sleep(0.02)
+    waiting.until("it comes to this", condition, DEADLINE)
 
 
 def send(settings: Settings, *values: bytes | None, key: bytes = b"Oil", partition: int | None = None) -> None:

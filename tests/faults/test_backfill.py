@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from tests.laptop import Laptop
+from tests.waiting import until
 
 DEADLINE_SECONDS = 600
 
@@ -58,15 +57,6 @@ def steps_under_way(laptop: Laptop, step: str) -> list[psutil.Process]:
     return found
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what}: not within {DEADLINE_SECONDS} s")
-
-
 def test_three_days_give_three_price_dates_and_a_repetition_changes_nothing(laptop):
     laptop.marketdata("backfill", "--from", "2018-12-03", "--to", "2018-12-05")
     assert days(laptop) == ["2018-12-03", "2018-12-04", "2018-12-05"]
@@ -79,7 +69,7 @@ def test_three_days_give_three_price_dates_and_a_repetition_changes_nothing(lapt
 def test_overlapping_backfills_with_killed_tasks_lose_nothing_and_repeat_nothing(laptop):
     first = laptop.start("backfill", "--from", "2018-12-10", "--to", "2018-12-13")
     for step in ("extract", "publish", "load"):
-        victim = until(lambda step=step: steps_under_way(laptop, step), f"a {step} under way")[0]
+        victim = until(f"a {step} is under way", lambda step=step: steps_under_way(laptop, step), DEADLINE_SECONDS)[0]
         victim.kill()
     second = laptop.start("backfill", "--from", "2018-12-12", "--to", "2018-12-14", "--reprocess", "completed")
     # One backfill of a DAG at a time is Airflow's rule: whoever comes second is told to try later.

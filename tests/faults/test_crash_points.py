@@ -31,20 +31,9 @@ from marketdata.tasks.validate import validate
 from tests.contract.test_lakehouse import new_schema
 from tests.contract.topic import held, own_topic
 from tests.faults.children import environment
+from tests.unit.tasks.test_extract_validate import MAPPING
 
 DAYS = Interval(date(2020, 4, 1), date(2020, 5, 1))
-MAPPING = """
-entries:
-  - files: prices.csv
-    source: test
-    date: {column: Date, format: "%Y-%m-%d"}
-    price: Price
-    commodity: Oil
-    series: WTI
-    frequency: daily
-    currency: USD
-    unit: bbl
-"""
 FIRST = date(2020, 4, 1)
 PRICES = {FIRST + timedelta(days=number): Decimal(f"{20 + number}.5") for number in range(30)}
 BELOW_ZERO = date(2020, 4, 20)

@@ -17,6 +17,7 @@ from kubernetes.client import models as k8s
 
 from marketdata.orchestration.local import GRACE_SECONDS, LocalContainer
 from tests.fake_marketdata import Fake, fake, pod_of
+from tests.waiting import until
 
 __all__ = ["fake", "pod_of"]
 
@@ -32,13 +33,6 @@ time.sleep(600)
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FAMILY
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s: {what}"
-        time.sleep(0.02)
-
-
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -49,7 +43,7 @@ def alive(pid: int) -> bool:
 
 def family(fake: Fake) -> list[int]:
     file = fake.folder / "pids"
-    until(lambda: file.exists() and len(file.read_text().split()) == 2, "the command has started a child")
+    until("a child is started", lambda: file.exists() and len(file.read_text().split()) == 2, PATIENCE_SECONDS)
     return [int(pid) for pid in file.read_text().split()]
 
 
@@ -69,7 +63,7 @@ def test_a_killed_task_leaves_no_child_and_no_grandchild(fake: Fake, pod_of: Pod
     killer.join()
     assert (outcome.exit_code, outcome.why) == (143, "it was killed with its task")
     assert time.monotonic() - started < PATIENCE_SECONDS + GRACE_SECONDS
-    until(lambda: not any(map(alive, family(fake))), "everything the command started is gone")
+    until("everything the command started is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 
 def test_a_missed_deadline_ends_everything(fake: Fake, pod_of: PodOf) -> None:
@@ -77,21 +71,21 @@ def test_a_missed_deadline_ends_everything(fake: Fake, pod_of: PodOf) -> None:
     outcome = LocalContainer(pod_of("extract", deadline_seconds=2), secrets=(), log=logging.getLogger(__name__)).run()
     assert outcome.exit_code == 137
     assert outcome.why == "it ran longer than its deadline of 2 s and was killed"
-    until(lambda: not any(map(alive, family(fake))), "everything the command started is gone")
+    until("everything the command started is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 
 def test_what_a_finished_command_left_running_ends_with_it(fake: Fake, pod_of: PodOf) -> None:
     fake.behave(extract={"code": FAMILY.replace("time.sleep(600)\n", "\n")})
     outcome = LocalContainer(pod_of("extract"), secrets=(), log=logging.getLogger(__name__)).run()
     assert outcome.exit_code == 0
-    until(lambda: not any(map(alive, family(fake))), "the child that held its output open is gone")
+    until("the child that held its output open is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 
 def test_a_command_that_loses_its_first_process_is_not_left_alone(fake: Fake, pod_of: PodOf) -> None:
     fake.behave(extract={"code": FAMILY.replace("\ntime.sleep", "\nos.kill(os.getppid(), 9)\ntime.sleep")})
     outcome = LocalContainer(pod_of("extract"), secrets=(), log=logging.getLogger(__name__)).run()
     assert outcome.exit_code == 137
-    until(lambda: not any(map(alive, family(fake))), "everything the command started is gone")
+    until("everything the command started is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 
 def test_an_exception_in_the_runner_ends_everything(fake: Fake, pod_of: PodOf) -> None:
@@ -112,7 +106,7 @@ def test_an_exception_in_the_runner_ends_everything(fake: Fake, pod_of: PodOf) -
             container.run()
     finally:
         signal.signal(signal.SIGALRM, before)
-    until(lambda: not any(map(alive, family(fake))), "everything the command started is gone")
+    until("everything the command started is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("code", [FAMILY, STUBBORN], ids=["obedient", "ignores SIGTERM"])
@@ -139,7 +133,7 @@ def test_a_sigkilled_runner_takes_everything_with_it(fake: Fake, code: str) -> N
         assert all(map(alive, pids))
         runner.send_signal(signal.SIGKILL)
         runner.wait()
-        until(lambda: not any(map(alive, pids)), "the command and its child died with the runner")
+        until("the command and its child died with the runner", lambda: not any(map(alive, pids)), PATIENCE_SECONDS)
     finally:
         runner.kill()
         runner.wait()

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import assume, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from marketdata.datasets import Column, Dataset
@@ -147,7 +146,6 @@ def rows_of(dataset: Dataset) -> st.SearchStrategy[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("dataset", [BINANCE_RAW_TRADE, KRAKEN_RAW_TRADE, EVERY_TYPE], ids=lambda one: one.name)
-@examples(deadline=None)
 @given(data=st.data())
 def test_whatever_rows_there_are_come_back(dataset: Dataset, data: st.DataObject) -> None:
     rows = data.draw(rows_of(dataset))
@@ -159,13 +157,11 @@ def test_whatever_rows_there_are_come_back(dataset: Dataset, data: st.DataObject
     assert not found.letters
 
 
-@examples(deadline=None)
 @given(st.integers(0, len(GOOD) - 1))
 def test_a_message_cut_anywhere_is_a_letter_that_says_so(length: int) -> None:
     assert ("truncated" if length else "begins with nothing") in reason(GOOD[:length])
 
 
-@examples(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, len(GOOD)), st.integers(0, len(GOOD)))
 def test_bytes_of_any_kind_are_a_row_or_a_reason(noise: bytes, first: int, end: int) -> None:
     message = GOOD[:first] + noise + GOOD[end:]

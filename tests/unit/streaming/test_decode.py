@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from marketdata.datasets import COMMODITY_PRICES
@@ -124,7 +124,6 @@ values = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([column.message_name for column in COMMODITY_PRICES.columns]), values, max_size=3)
 )
