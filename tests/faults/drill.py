@@ -31,6 +31,7 @@ from tests.contract.prices import batch_of, price
 from tests.contract.test_analytics import ask, dead_letters, feeds, told, windows
 from tests.contract.topic import held, identities
 from tests.faults.children import environment
+from tests.faults.test_analytics import owners
 from tests.waiting import until
 
 SEEDS = range(int(os.environ.get("FAULT_SEEDS", "1")))
@@ -257,6 +258,11 @@ app(["analytics"])
 """
 
 
+def all_consume(settings: Settings) -> bool:
+    """Whether every member has a partition."""
+    return sorted(owners(settings).values()) == sorted(Members.NAMES)
+
+
 def counted(settings: Settings, offsets: tuple[Offsets, ...]) -> bool:
     """Whether the consumer has read these, and stored that it has."""
     rows = ask(
@@ -267,7 +273,19 @@ def counted(settings: Settings, offsets: tuple[Offsets, ...]) -> bool:
     return all(upto.get(span.partition, 0) > span.last for span in offsets)
 
 
-def verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list[bytes]) -> None:
+def verify(settings: Settings, committed: list[Committed], reader: Reader, poison: list[bytes]) -> float:
+    """Batches = ledger = topic = reader = windows = aggregates, poison = dead letters; each once, to the last digit.
+
+    Returns:
+        the longest time in seconds between the first and the last partition of a batch becoming visible.
+    """
+    reader.end(sum(len(one.rows) for one in committed))
+    apart = _verify_topic(settings, committed, reader)
+    _verify_windows(settings, [row for one in committed for row in one.rows], poison)
+    return apart
+
+
+def _verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list[bytes]) -> None:
     """Rows = windows = topic of aggregates, poison = table = topic of dead letters; each once, to the last digit."""
     expected: dict[tuple[str, datetime], tuple[int, Decimal]] = {}
     for row in rows:
@@ -309,7 +327,7 @@ def verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list[
     assert Counter(letter.value() for _, letter in dead_letters(settings)) == Counter(poison)
 
 
-def verify(settings: Settings, committed: list[Committed], reader: Reader) -> float:
+def _verify_topic(settings: Settings, committed: list[Committed], reader: Reader) -> float:
     """Batches = ledger = topic = what the reader saw, each record once, to the last digit, and nothing in parts.
 
     Kafka makes a transaction visible partition by partition, so a batch is whole within each partition whenever a

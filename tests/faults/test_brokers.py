@@ -31,7 +31,7 @@ from tests.engines.kafka import brokers as run_brokers
 from tests.faults import disks, figures
 from tests.faults.children import environment
 from tests.faults.disks import Disk, small_disk
-from tests.faults.drill import PATIENCE, SEEDS, Committed, Members, Publisher, Reader, counted, verify, verify_windows
+from tests.faults.drill import PATIENCE, SEEDS, Committed, Members, Publisher, Reader, all_consume, counted, verify
 from tests.faults.test_analytics import owners
 from tests.faults.test_publish import (  # noqa: F401 - here they run on three brokers
     test_a_killed_publish_is_wholly_visible_or_not_at_all_and_the_next_try_completes_it,
@@ -140,7 +140,7 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
     try:
         send(settings, *poison[:10])
         publisher.wait_for(lambda committed: len(committed) >= 3)
-        until("all three consume", lambda: sorted(owners(settings).values()) == sorted(Members.NAMES))
+        until("all three consume", lambda: all_consume(settings))
         until("the first batches are counted", lambda: counted(settings, publisher.committed[2].offsets))
         moment = time.monotonic() + chance.random() / 4
         while time.monotonic() < moment:
@@ -166,9 +166,7 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
         send(settings, *poison[10:])
         publisher.end()
         committed = publisher.committed
-        reader.end(sum(len(one.rows) for one in committed))
-        apart = verify(settings, committed, reader)
-        verify_windows(settings, [row for one in committed for row in one.rows], poison)
+        apart = verify(settings, committed, reader, poison)
     finally:
         disk.free()
         publisher.end()

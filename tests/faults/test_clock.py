@@ -17,8 +17,7 @@ from marketdata.settings import Settings
 from marketdata.tasks.extract import extract
 from tests.contract.test_analytics import own_analytics, send
 from tests.contract.topic import held, identities
-from tests.faults.drill import SEEDS, Members, Publisher, Reader, counted, verify, verify_windows
-from tests.faults.test_analytics import owners
+from tests.faults.drill import SEEDS, Members, Publisher, Reader, all_consume, counted, verify
 from tests.faults.test_crash_points import DAYS, STEPS, Run, run
 from tests.waiting import until
 
@@ -37,7 +36,7 @@ def test_members_whose_clocks_disagree_lose_and_repeat_nothing_and_hand_everythi
     reader, publisher = Reader(settings), Publisher(settings, random.Random(seed))  # noqa: S311
     try:
         send(settings, *poison)
-        until("all three consume", lambda: sorted(owners(settings).values()) == sorted(Members.NAMES))
+        until("all three consume", lambda: all_consume(settings))
         for name in random.Random(seed).sample(Members.NAMES, 2):  # noqa: S311 - partitions change their clock
             so_far = len(publisher.committed)
             publisher.wait_for(lambda committed, so_far=so_far: len(committed) > so_far + 1)
@@ -45,9 +44,7 @@ def test_members_whose_clocks_disagree_lose_and_repeat_nothing_and_hand_everythi
         publisher.end()
         committed = publisher.committed
         until("everything is counted", lambda: counted(settings, committed[-1].offsets))
-        reader.end(sum(len(one.rows) for one in committed))
-        verify(settings, committed, reader)
-        verify_windows(settings, [row for one in committed for row in one.rows], poison)
+        verify(settings, committed, reader, poison)
     finally:
         publisher.end()
         members.end()

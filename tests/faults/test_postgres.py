@@ -20,9 +20,8 @@ from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from tests.contract.test_analytics import own_analytics, send
 from tests.faults import disks
 from tests.faults.disks import Disk, small_disk
-from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, counted, verify, verify_windows
+from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, all_consume, counted, verify
 from tests.faults.relay import Relay, relay
-from tests.faults.test_analytics import owners
 from tests.waiting import until
 
 
@@ -176,7 +175,7 @@ def test_nothing_is_lost_or_repeated(fault: str, seed: int, settings: Settings, 
     try:
         send(settings, *poison[:10])
         published(3)
-        until("all three consume", lambda: sorted(owners(settings).values()) == sorted(Members.NAMES))
+        until("all three consume", lambda: all_consume(settings))
         until("the first batches are counted", lambda: counted(settings, publisher.committed[2].offsets))
         FAULTS[fault](Drill(database, members, chance, published))
         send(settings, *poison[10:])
@@ -185,9 +184,7 @@ def test_nothing_is_lost_or_repeated(fault: str, seed: int, settings: Settings, 
         committed = publisher.committed
         until("what came after is counted", lambda: counted(settings, committed[-1].offsets), PATIENCE)
         database.way.delay = 0.0
-        reader.end(sum(len(one.rows) for one in committed))
-        verify(settings, committed, reader)
-        verify_windows(settings, [row for one in committed for row in one.rows], poison)
+        verify(settings, committed, reader, poison)
     finally:
         database.restore()
         publisher.end()
