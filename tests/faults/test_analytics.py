@@ -32,7 +32,7 @@ from marketdata.tasks import analytics as service
 
 step = sys.argv[1]
 windows.QUIET = windows.SECOND // 2
-service.LAKE_SECONDS = service.TOPIC_SECONDS = 0.2
+service.LAKE_SECONDS = service.TOPIC_SECONDS = service.GROUP_SECONDS = 0.2
 consumer.BATCH = 40
 
 def die():
@@ -67,6 +67,8 @@ elif step == "loading":
     before(EmbeddedLakehouse, "load")
 elif step == "loaded, not noted":
     after(EmbeddedLakehouse, "load")
+elif step == "handing a partition on":
+    before(consumer.Analytics, "_revoked")
 elif step == "asleep in the transaction":
     original = store._store_windows
     def sleeping(*args):
@@ -234,6 +236,22 @@ def test_three_members_have_one_partition_each_and_the_others_take_over_from_a_k
         assert time.monotonic() - killed < 30
         check(settings, values, expected, poison)
         assert all(member.poll() is None for member in members)
+
+
+def test_a_partition_that_was_nobodys_when_its_member_was_killed_is_dealt_out_again(settings: Settings) -> None:
+    values, expected, poison = workload(23)
+    victim = start(settings, "handing a partition on", member="one")
+    try:
+        until(lambda: sorted(owners(settings)) == [0, 1, 2])
+        with consuming(settings, "two"):
+            assert victim.wait(60) == -signal.SIGKILL, victim.stderr.read() if victim.stderr else ""
+            with consuming(settings, "one"):
+                for number in range(3):
+                    send(settings, *values[number::3], partition=number)
+                check(settings, values, expected, poison)
+    finally:
+        victim.kill()
+        victim.communicate()
 
 
 def owners(settings: Settings) -> dict[int, str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from marketdata import postgres
 from marketdata.errors import UnavailableError
 from marketdata.observability.slack import Message
 
@@ -272,9 +273,7 @@ class PostgresOutbox:
         import psycopg
 
         try:
-            with psycopg.connect(
-                self._dsn, autocommit=True, connect_timeout=3, options="-c statement_timeout=5000"
-            ) as connection:
+            with postgres.connect(self._dsn, "notices", options="-c statement_timeout=5000") as connection:
                 if not self._ready:
                     with connection.transaction():
                         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))

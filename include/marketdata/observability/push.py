@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from marketdata import postgres
 from marketdata.observability import outcomes
 from marketdata.observability.metrics import DATASETS_OF_DAGS, registry
 from marketdata.observability.outcomes import Outcome
@@ -69,10 +70,9 @@ class Courier:
     def __init__(self, settings: Settings, seen: Seen) -> None:
         # Imported here and not in the thread: a fork in the middle of an import would lock that module in the child.
         import prometheus_client
-        import psycopg
+        import psycopg  # noqa: F401
 
         self._push = prometheus_client.push_to_gateway
-        self._connect = psycopg.connect
         self._gateway = settings.require("pushgateway_url")
         self._dsn = settings.require("postgres_dsn")
         self._settings = settings
@@ -177,10 +177,7 @@ class Courier:
         self._announced.add(dag_id)
 
     def _open(self) -> psycopg.Connection[Any]:
-        return self._connect(
-            self._dsn, autocommit=True, connect_timeout=2, keepalives_idle=5, keepalives_interval=2,
-            keepalives_count=3, tcp_user_timeout=10_000,
-        )  # fmt: skip
+        return postgres.connect(self._dsn, "run-metrics")
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from marketdata import postgres
 from marketdata.errors import MarketdataError, UnavailableError
 from marketdata.settings import Settings
 
@@ -135,7 +136,7 @@ def _connect(settings: Settings) -> psycopg.Connection[Any]:
     import psycopg
 
     try:
-        connection = psycopg.connect(settings.require("postgres_dsn"), autocommit=True, connect_timeout=5)
+        connection = postgres.connect(settings.require("postgres_dsn"), "runs")
         try:
             connection.execute(_TABLE)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):

@@ -19,6 +19,9 @@ from pydantic import SecretStr
 
 from marketdata.settings import Settings
 
+AGAIN_SECONDS = 2.0
+"""Between two starts of one that ends by itself; a cluster waits longer."""
+
 LEAVING_SECONDS = 30.0
 """R4.8: a consumer that is told to end has so long."""
 
@@ -45,6 +48,7 @@ class Member:
         self._own = own
         self._log = log
         self._port = 0
+        self._started = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -54,6 +58,7 @@ class Member:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
+        self._started = time.monotonic()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, *_COMMAND],
@@ -69,9 +74,9 @@ class Member:
             )
 
     def ended(self) -> str:
-        """How it has ended by itself, with its last words; empty where it runs, or was killed."""
+        """How it has ended by itself, with its last words; empty where it runs, was killed, or has only just begun."""
         code = self._process.poll() if self._process is not None else None
-        if code is None or code == -signal.SIGKILL:
+        if code is None or code == -signal.SIGKILL or time.monotonic() < self._started + AGAIN_SECONDS:
             return ""
         said = [line for line in self._log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
         return f"consumer {self.name} ended with {code}{''.join(said[-1:]).replace('error', '', 1)[:500]}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from marketdata.operations.traffic import Traffic
-from marketdata.streaming.window_store import connect
+from marketdata.postgres import connect
 
 if TYPE_CHECKING:
     import psycopg
@@ -74,7 +74,7 @@ class Watch:
     def busiest_owner(self) -> str:
         """Name of the consumer that owns the partition most messages go to."""
         ends = dict(self._traffic.ends)
-        with connect(self._dsn) as postgres:
+        with connect(self._dsn, "drill") as postgres:
             rows = postgres.execute(
                 "SELECT partition, owner FROM marketdata.analytics_feeds WHERE consumer_group = %s",
                 (self._traffic.own.analytics_group,),
@@ -121,7 +121,7 @@ class Watch:
 
         try:
             if self._postgres is None:
-                self._postgres = connect(self._dsn)
+                self._postgres = connect(self._dsn, "drill")
             rows = self._postgres.execute(
                 "SELECT partition, next_offset FROM marketdata.analytics_feeds WHERE consumer_group = %s",
                 (self._traffic.own.analytics_group,),

@@ -101,7 +101,7 @@ class Analytics:
     ) -> None:
         self._settings = settings
         self._topic = records_topic(settings, COMMODITY_PRICES)
-        self._member = settings.analytics_member or socket.gethostname()
+        self.member = settings.analytics_member or socket.gethostname()
         self._measures = measures
         self._progress = progress
         self._tell = tell
@@ -152,9 +152,9 @@ class Analytics:
         return Consumer(
             {
                 **connection(self._settings),
-                "client.id": f"marketdata-{self._member}",
+                "client.id": f"marketdata-{self.member}",
                 "group.id": self._settings.analytics_group,
-                "group.instance.id": self._member,
+                "group.instance.id": self.member,
                 "partition.assignment.strategy": "cooperative-sticky",
                 # A dead coordinator is replaced within 11 s, and a session that lives on needs no rebalance then.
                 "session.timeout.ms": 12_000,
@@ -282,7 +282,7 @@ class Analytics:
 
     def _assigned(self, consumer: Consumer, given: list[TopicPartition]) -> None:
         for at in given:
-            feed = self._store.claim(at.partition, self._topic_id, self._member)
+            feed = self._store.claim(at.partition, self._topic_id, self.member)
             first = self._first(consumer, at)
             if feed.resume_offset < first and feed.next_offset > 0:
                 log.error(
@@ -337,7 +337,7 @@ class Analytics:
             raise TryLaterError(
                 f"this member of {self._settings.analytics_group} has been replaced: {error.str()}; what it had not "
                 "stored is its successor's",
-                f"give each member a name of its own (ANALYTICS_MEMBER, here {self._member})",
+                f"give each member a name of its own (ANALYTICS_MEMBER, here {self.member})",
             )
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             raise UsageError(f"topic {self._topic} does not exist any more", "create it: marketdata topics apply")

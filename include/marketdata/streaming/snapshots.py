@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from marketdata import postgres
 from marketdata.batches import ROWS_PER_PART, Lake
 from marketdata.settings import Settings
 from marketdata.streaming.fold import FORMAT, NEWEST, Delta, Fold, delta_schema, deltas_in, workspace, write_delta
@@ -67,7 +68,7 @@ def recall(settings: Settings, empty: Fold, end: int) -> Fold | None:
     if settings.postgres_dsn is None:
         return None
     row = None
-    with _forgiving("cannot look up the ledger snapshot"), _postgres(settings) as connection:
+    with _forgiving("cannot look up the ledger snapshot"), _connect(settings) as connection:
         if connection.execute("SELECT to_regclass('marketdata.ledger_snapshot')").fetchone() == (None,):
             return None
         row = connection.execute(_LOOK_UP, (empty.topic, empty.tenant, empty.dataset)).fetchone()
@@ -117,7 +118,7 @@ def remember(settings: Settings, fold: Fold) -> None:
         digest = hashlib.sha256(content).hexdigest()
         path = f"{fold.folder}/fold-{digest}.json"
         lake.put(path, content)
-        with _postgres(settings) as connection:
+        with _connect(settings) as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute(_TABLE)
             connection.execute(
@@ -145,10 +146,8 @@ def _identity(fold: Fold) -> dict[str, str]:
     return {"topic": fold.topic, "topic_id": fold.topic_id, "dataset": fold.dataset, "tenant": fold.tenant}
 
 
-def _postgres(settings: Settings) -> psycopg.Connection[Any]:
-    import psycopg
-
-    return psycopg.connect(settings.require("postgres_dsn"), connect_timeout=5)
+def _connect(settings: Settings) -> psycopg.Connection[Any]:
+    return postgres.connect(settings.require("postgres_dsn"), "ledger")
 
 
 @contextmanager

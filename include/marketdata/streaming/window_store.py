@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from marketdata import postgres
 from marketdata.errors import TryLaterError, UnavailableError
 from marketdata.settings import Settings
 from marketdata.streaming.decode import Letter
@@ -397,21 +398,16 @@ class WindowStore:
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._open is None or self._open.closed:
-            self._open = connect(self._dsn)
+            self._open = _connect(self._dsn)
             if not self._ready:
                 create(self._open)
                 self._ready = True
         return self._open
 
 
-def connect(dsn: str) -> psycopg.Connection[Any]:
+def _connect(dsn: str) -> psycopg.Connection[Any]:
     """A connection that keeps no state between transactions: a pooler may lie in between."""
-    import psycopg
-
-    return psycopg.connect(
-        dsn, autocommit=True, prepare_threshold=None, connect_timeout=3, application_name="marketdata-analytics",
-        keepalives_idle=5, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000,
-    )  # fmt: skip
+    return postgres.connect(dsn, "analytics", prepare_threshold=None)
 
 
 def create(connection: psycopg.Connection[Any]) -> None:
@@ -431,7 +427,7 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
         UnavailableError: PostgreSQL does not answer.
     """
     try:
-        with connect(settings.require("postgres_dsn")) as connection:
+        with _connect(settings.require("postgres_dsn")) as connection:
             create(connection)
             yield connection
     except _away() as error:

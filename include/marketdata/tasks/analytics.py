@@ -17,6 +17,7 @@ from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
 from marketdata.streaming.analytics import Analytics, TopicSinks
+from marketdata.streaming.group import Group
 from marketdata.streaming.price_moves import SERVICE, teller
 from marketdata.streaming.service import Courier, Measures, Progress, serve
 from marketdata.streaming.topics import records_topic
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 TOPIC_SECONDS = 1.0
 LAKE_SECONDS = 300.0
 """One commit and a file a month touched, at most so often, by whichever member comes first."""
+
+GROUP_SECONDS = 10.0
+"""Between two looks at the group: longer than a rebalance takes."""
 
 LAKE_ROWS = 100_000
 """Windows in one commit."""
@@ -56,13 +60,14 @@ def analytics(settings: Settings) -> None:
         sinks = TopicSinks(settings, lambda: consumer.feeds)
         topics = Courier("topics", TOPIC_SECONDS, sinks.deliver, measures)
         lake = Courier("lake", LAKE_SECONDS, lambda: load_changes(settings), measures)
+        group = Courier("group", GROUP_SECONDS, Group(settings, topic, consumer.member).tend, measures)
         patience = 0.0  # whoever takes over from a member that failed also takes over its sinks
         try:
             consumer.run(stop)
             patience = LEAVING_SECONDS
         finally:
             deadline = time.monotonic() + patience
-            for courier in (topics, lake):
+            for courier in (topics, lake, group):
                 courier.stop(deadline - time.monotonic())
             sinks.close()
     log.info("left in good order")

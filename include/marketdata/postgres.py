@@ -1,0 +1,26 @@
+"""How this platform connects to PostgreSQL: a server or a network that falls silent is given up within seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+def connect(dsn: str, application: str, **options: Any) -> psycopg.Connection[Any]:
+    """A connection that commits each statement by itself.
+
+    Args:
+        application: who it is, in ``pg_stat_activity``.
+        options: more of libpq's and psycopg's.
+
+    Raises:
+        psycopg.OperationalError: it cannot be had within 3 seconds; a silence of 10 ends one that was had.
+    """
+    import psycopg
+
+    return psycopg.connect(
+        dsn, autocommit=True, application_name=f"marketdata-{application}", connect_timeout=3, keepalives_idle=5,
+        keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, **options,
+    )  # fmt: skip
