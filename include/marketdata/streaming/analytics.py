@@ -158,7 +158,7 @@ class Analytics:
                 "partition.assignment.strategy": "cooperative-sticky",
                 # A dead coordinator is replaced within 11 s, and a session that lives on needs no rebalance then.
                 "session.timeout.ms": 12_000,
-                "heartbeat.interval.ms": 3_000,
+                "heartbeat.interval.ms": 1_000,  # with the next one a member hears that partitions are dealt out
                 "max.poll.interval.ms": 60_000,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
