@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def connect(dsn: str, application: str, **options: Any) -> psycopg.Connection[Any]:
-    """A connection that commits each statement by itself.
+    """A connection that commits each statement by itself and keeps no state in between: a pooler may lie on the way.
 
     Args:
         application: who it is, in ``pg_stat_activity``.
@@ -21,6 +21,6 @@ def connect(dsn: str, application: str, **options: Any) -> psycopg.Connection[An
     import psycopg
 
     return psycopg.connect(
-        dsn, autocommit=True, application_name=f"marketdata-{application}", connect_timeout=3, keepalives_idle=5,
-        keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, **options,
+        dsn, autocommit=True, prepare_threshold=None, application_name=f"marketdata-{application}", connect_timeout=3,
+        keepalives_idle=5, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, **options,
     )  # fmt: skip

@@ -22,8 +22,9 @@ from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import ledger
-from marketdata.streaming.brokers import bounds, connection, reach
+from marketdata.streaming.brokers import bounds, reach
 from marketdata.streaming.decode import Letter, Raw, Reader
+from marketdata.streaming.group import membership
 from marketdata.streaming.service import Measures, Progress
 from marketdata.streaming.topics import records_topic
 from marketdata.streaming.window_sinks import TopicSink
@@ -151,17 +152,11 @@ class Analytics:
 
         return Consumer(
             {
-                **connection(self._settings),
+                **membership(self._settings),
                 "client.id": f"marketdata-{self.member}",
-                "group.id": self._settings.analytics_group,
                 "group.instance.id": self.member,
-                "partition.assignment.strategy": "cooperative-sticky",
-                # A dead coordinator is replaced within 11 s, and a session that lives on needs no rebalance then.
-                "session.timeout.ms": 12_000,
-                "heartbeat.interval.ms": 1_000,  # with the next one a member hears that partitions are dealt out
                 "max.poll.interval.ms": 60_000,
                 "isolation.level": "read_committed",
-                "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",  # where retention was faster; `_assigned` says so
                 "enable.partition.eof": True,

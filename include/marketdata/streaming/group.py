@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marketdata.errors import UnavailableError
 from marketdata.settings import Settings
@@ -22,6 +22,19 @@ log = logging.getLogger(__name__)
 
 JOINING_SECONDS = 30.0
 """How long a rebalance may take: members that are gone are waited for."""
+
+
+def membership(settings: Settings) -> dict[str, Any]:
+    """The client's options that members of the group have in common; who has another strategy is not let in."""
+    return {
+        **connection(settings),
+        "group.id": settings.analytics_group,
+        "partition.assignment.strategy": "cooperative-sticky",
+        # A dead coordinator is replaced within 11 s, and a session that lives on needs no rebalance then.
+        "session.timeout.ms": 12_000,
+        "heartbeat.interval.ms": 1_000,  # with the next one a member hears that partitions are dealt out
+        "enable.auto.commit": False,
+    }
 
 
 class Group:
@@ -70,16 +83,7 @@ class Group:
             nonlocal joined
             joined = True
 
-        passing = Consumer(
-            {
-                **connection(self._settings),
-                "group.id": self._settings.analytics_group,
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 12_000,
-                "enable.auto.commit": False,
-            },
-            logger=log,
-        )
+        passing = Consumer(membership(self._settings), logger=log)
         try:
             passing.subscribe([self._topic], on_assign=assigned)
             deadline = time.monotonic() + JOINING_SECONDS

@@ -398,16 +398,11 @@ class WindowStore:
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._open is None or self._open.closed:
-            self._open = _connect(self._dsn)
+            self._open = postgres.connect(self._dsn, "analytics")
             if not self._ready:
                 create(self._open)
                 self._ready = True
         return self._open
-
-
-def _connect(dsn: str) -> psycopg.Connection[Any]:
-    """A connection that keeps no state between transactions: a pooler may lie in between."""
-    return postgres.connect(dsn, "analytics", prepare_threshold=None)
 
 
 def create(connection: psycopg.Connection[Any]) -> None:
@@ -427,7 +422,7 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
         UnavailableError: PostgreSQL does not answer.
     """
     try:
-        with _connect(settings.require("postgres_dsn")) as connection:
+        with postgres.connect(settings.require("postgres_dsn"), "analytics") as connection:
             create(connection)
             yield connection
     except _away() as error:
