@@ -32,7 +32,8 @@ from marketdata.tasks import analytics as service
 
 step = sys.argv[1]
 windows.QUIET = windows.SECOND // 2
-service.LAKE_SECONDS = service.TOPIC_SECONDS = service.GROUP_SECONDS = 0.2
+service.LAKE_SECONDS = service.TOPIC_SECONDS = 0.2
+service.GROUP_SECONDS = 3.0  # longer than a rebalance takes, or members would be stirred up in the middle of one
 consumer.BATCH = 40
 
 def die():
