@@ -26,10 +26,10 @@ from marketdata.settings import Settings
 from marketdata.streaming import brokers, ledger, snapshots, topics
 from marketdata.streaming import publish as publishing
 from marketdata.streaming.brokers import outcome, reach
-from marketdata.streaming.consume import ledger_state, read_back, records_of
+from marketdata.streaming.consume import read_back
 from marketdata.streaming.publish import Published, producer_settings, publish
-from tests.contract.prices import EARLY, LATE, batch_of, price, table
-from tests.contract.topic import ends, held, identities, own_topic
+from tests.contract.prices import EARLY, LATE, batch_of, price
+from tests.contract.topic import ends, held, held_of, identities, own_topic, state
 
 
 @pytest.fixture
@@ -48,11 +48,6 @@ def counts(published: Published) -> tuple[int, int, int]:
 def days(count: int, **other: Any) -> list[dict[str, Any]]:
     first = datetime(2024, 1, 1, tzinfo=UTC)
     return [price(first + timedelta(days=number), f"{50 + number}.5", **other) for number in range(count)]
-
-
-def state(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, tuple[str, datetime]]:
-    got = ledger_state(settings, COMMODITY_PRICES, table(rows).select(["record_id"]))
-    return {row["record_id"]: (row["content_hash"], row["as_of"]) for row in got.to_pylist()}
 
 
 def test_a_batch_is_in_the_topic_once_with_all_its_columns(settings: Settings) -> None:
@@ -160,7 +155,7 @@ def test_the_same_rows_in_another_batch_add_a_marker_and_no_record(settings: Set
     assert (published.offsets, published.delta) == ((), ())
     assert ends(settings)[:3] == before[:3]
     assert ledger.find(settings, ledger.read(settings, COMMODITY_PRICES, "default"), "b1") is not None
-    assert len(records_of(settings, COMMODITY_PRICES, "b1")) == 0
+    assert len(held_of(settings, "b1")) == 0
 
 
 def test_a_batch_without_rows_needs_no_broker(settings_for: Callable[..., Settings]) -> None:
@@ -233,11 +228,11 @@ def test_what_went_in_comes_out_for_reconciliation(settings: Settings) -> None:
     run(settings, *first, parts=3)
     run(settings, *second)
     for batch_id, rows in (("b1", first), ("b2", second[30:])):
-        got = records_of(settings, COMMODITY_PRICES, batch_id).to_pylist()
+        got = held_of(settings, batch_id).to_pylist()
         assert sorted((row["record_id"], row["content_hash"]) for row in got) == sorted(
             (row["record_id"], row["content_hash"]) for row in rows
         )
-    assert len(records_of(settings, COMMODITY_PRICES, "never")) == 0
+    assert len(held_of(settings, "never")) == 0
     assert set(state(settings, second)) == {row["record_id"] for row in second}
     assert state(settings, [price("1999-01-01")]) == {}
 
@@ -250,9 +245,9 @@ def test_tenants_share_a_topic_and_know_nothing_of_each_other(settings: Settings
     batch = replace(batch, manifest=replace(batch.manifest, tenant="other"))
     assert counts(publish(COMMODITY_PRICES, batch, other)) == (4, 0, 0)
     assert len(held(settings)) == 8
-    assert len(records_of(settings, COMMODITY_PRICES, "b1")) == 4
-    assert len(records_of(other, COMMODITY_PRICES, "t1")) == 4
-    assert len(records_of(other, COMMODITY_PRICES, "b1")) == 0
+    assert len(held_of(settings, "b1")) == 4
+    assert len(held_of(other, "t1")) == 4
+    assert len(held_of(other, "b1")) == 0
 
 
 def test_a_record_that_is_twice_in_the_batch_publishes_nothing(settings: Settings) -> None:
@@ -404,6 +399,57 @@ def test_the_ledger_is_read_after_the_fence(settings: Settings, monkeypatch: pyt
     assert old.published is not None, old.failure
     assert counts(old.published) == (0, 50, 0)
     assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in days(50)}
+
+
+@pytest.fixture
+def old_end(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
+    """Two batches; from now on, for some seconds, the ledger's end is told as it was after the first."""
+    run(settings, *days(3))
+    topic = topics.ledger_topic(settings, COMMODITY_PRICES)
+    old = brokers.bounds(reach(settings), topic)
+    run(settings, *days(5, batch="b2", as_of=LATE))
+
+    def tell(seconds: float) -> float:
+        until = time.monotonic() + seconds
+        asked: Any = lambda cluster, name: old if time.monotonic() < until else brokers.bounds(cluster, name)  # noqa: E731
+        monkeypatch.setattr(ledger, "bounds", asked)
+        return until
+
+    return tell
+
+
+def test_what_was_decided_by_a_ledger_read_in_part_is_not_published(
+    settings: Settings, old_end: Callable[[float], float]
+) -> None:
+    """As after a leader was cut off: until it learns of its successor it tells its own old end."""
+    before = identities(held(settings))
+    old_end(60)
+    for batch in ("b2", "b3"):
+        with pytest.raises(TryLaterError, match=r"did not know its last markers; nothing was published"):
+            run(settings, *days(5, batch=batch, as_of=LATE))
+    assert identities(held(settings)) == before
+    old_end(0)
+    assert run(settings, *days(5, batch="b2", as_of=LATE)).repeated
+    assert run(settings, *days(6, batch="b4", as_of=LATE)).published == 1
+
+
+def test_other_tenants_markers_since_are_no_hindrance(settings: Settings, old_end: Callable[[float], float]) -> None:
+    old_end(60)
+    other = settings.model_copy(update={"tenant": "other"})
+    batch = batch_of(settings, [dict(row, tenant="other", batch_id="t1") for row in days(4)])
+    batch = replace(batch, manifest=replace(batch.manifest, tenant="other"))
+    assert counts(publish(COMMODITY_PRICES, batch, other)) == (4, 0, 0)
+
+
+def test_a_published_batch_is_looked_for_until_the_ledger_knows_it(
+    settings: Settings, old_end: Callable[[float], float]
+) -> None:
+    known_at = old_end(1)
+    assert "b2" in ledger.read_with(settings, COMMODITY_PRICES, "b2").batches
+    assert time.monotonic() > known_at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "OLD_LEADER_SECONDS", 1)
+        assert ledger.read_with(settings, COMMODITY_PRICES, "never").batches.keys() == {"b1", "b2"}
 
 
 def test_tries_at_once_publish_everything_once(settings: Settings) -> None:
@@ -637,5 +683,5 @@ def test_people_read_what_is_committed_and_do_not_wait_for_what_is_not(settings:
     producer.flush(30)
     assert len(held(settings)) == 5
     assert len(read_back(settings, settings.kafka_topic, 3)) == 3
-    assert len(records_of(settings, COMMODITY_PRICES, "b1")) == 5
+    assert len(held_of(settings, "b1")) == 5
     producer.abort_transaction(30)

@@ -6,13 +6,17 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
+
+from marketdata.datasets import COMMODITY_PRICES
 from marketdata.settings import Settings
-from marketdata.streaming import topics
+from marketdata.streaming import ledger, topics
 from marketdata.streaming.brokers import bounds, reach
-from marketdata.streaming.consume import read_back
+from marketdata.streaming.consume import ledger_state, read_back, records_of
 
 
 def own_topic(engines: Settings, settings_for: Callable[..., Settings], **other: Any) -> Settings:
@@ -37,6 +41,20 @@ def held(settings: Settings) -> list[dict[str, Any]]:
 def identities(messages: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
     """How often each revision of each record is there."""
     return Counter((message["record_id"], message["content_hash"]) for message in messages)
+
+
+def held_of(settings: Settings, batch_id: str) -> pa.Table:
+    """What the topic holds of a batch, as reconciliation sees it now."""
+    fold = ledger.read(settings, COMMODITY_PRICES, settings.tenant)
+    return records_of(settings, COMMODITY_PRICES, fold, batch_id)
+
+
+def state(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, tuple[str, datetime]]:
+    """What the ledger knows of these rows' records: content hash and `as_of` by record id."""
+    fold = ledger.read(settings, COMMODITY_PRICES, settings.tenant)
+    asked = pa.table({"record_id": [row["record_id"] for row in rows]})
+    known = ledger_state(settings, COMMODITY_PRICES, fold, asked).to_pylist()
+    return {row["record_id"]: (row["content_hash"], row["as_of"]) for row in known}
 
 
 def ends(settings: Settings) -> list[tuple[int, int]]:

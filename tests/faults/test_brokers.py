@@ -12,16 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import KafkaException
 
+from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
+from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
+from marketdata.errors import TryLaterError, UnavailableError
 from marketdata.settings import Settings
-from marketdata.streaming.publish import publish
+from marketdata.streaming import window_sinks
+from marketdata.streaming.publish import Published, publish
 from tests.contract.prices import LATE, batch_of, price
 from tests.contract.test_analytics import own_analytics, send
 from tests.contract.topic import held, identities
@@ -178,6 +183,69 @@ def test_nothing_is_lost_repeated_or_seen_in_parts(
         restarts=len(members.exits),
     )  # fmt: skip
     assert max(published, consumed) < LIMIT_SECONDS[of]
+
+
+def test_a_leader_that_comes_back_has_nothing_published_twice(settings: Settings, brokers: Brokers) -> None:
+    """Until it learns of its successor it tells whoever asks it an old end of the ledger, which lacks the batch."""
+    if not network.available():
+        pytest.skip(network.NEEDS)
+    first, second = (
+        [price(f"2024-0{month}-{day:02}", as_of=LATE, batch=f"b{month}") for day in range(1, 29)] for month in (1, 2)
+    )
+    publish(COMMODITY_PRICES, batch_of(settings, first), settings)
+    ledger = f"{settings.kafka_topic}-ledger"
+    old = brokers.leader(ledger)
+    brokers.cut(old, hears=True)
+    batch = batch_of(settings, second)
+    until("it is published elsewhere", lambda: _tried(batch, settings), PATIENCE)
+    at_old = settings.model_copy(update={"kafka_brokers": brokers.places[old].address})
+    brokers.heal(old)
+    learned = False
+    while not learned:
+        learned = brokers.leader(ledger) == brokers.leader(ledger, told_by=old) != old
+        published = _tried(batch, at_old)
+        assert published is None or published.repeated
+    assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in [*first, *second]}
+
+
+def test_a_coordinator_that_comes_back_has_nothing_told_twice(settings: Settings, brokers: Brokers) -> None:
+    """Until it learns of its successor it tells whoever asks it the marker it had."""
+    if not network.available():
+        pytest.skip(network.NEEDS)
+    tell(settings, 1)
+    group = f"{settings.analytics_group}.told"
+    old = brokers.coordinator(group)
+    brokers.cut(old, hears=True)
+    until("more is told elsewhere", lambda: _told(settings, 2), PATIENCE)
+    brokers.heal(old)
+    at_old = settings.model_copy(update={"kafka_brokers": brokers.places[old].address})
+    for _ in range(9):
+        line = window_sinks._Line(at_old, settings.kafka_topic, 0)
+        assert line.take_over() == 2
+        line.close()
+
+
+def tell(settings: Settings, upto: int) -> None:
+    """A transaction of the aggregates' producer that carries its marker alone."""
+    line = window_sinks._Line(settings, settings.kafka_topic, 0)
+    try:
+        line.take_over()
+        line.tell(COMMODITY_AGGREGATES.arrow_schema().empty_table(), [], upto)
+    finally:
+        line.close()
+
+
+def _told(settings: Settings, upto: int) -> bool:
+    with suppress(KafkaException, UnavailableError):
+        tell(settings, upto)
+        return True
+    return False
+
+
+def _tried(batch: Batch, settings: Settings) -> Published | None:
+    with suppress(UnavailableError, TryLaterError):
+        return publish(COMMODITY_PRICES, batch, settings)
+    return None
 
 
 SLEEP_IN_THE_MIDDLE = """

@@ -16,12 +16,12 @@ import psycopg
 import pytest
 
 from marketdata import engines
+from marketdata.operations.relay import Relay, relay
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from tests.contract.test_analytics import own_analytics, send
 from tests.faults import disks
 from tests.faults.disks import Disk, small_disk
 from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, all_consume, counted, verify
-from tests.faults.relay import Relay, relay
 from tests.waiting import until
 
 

@@ -19,10 +19,9 @@ from marketdata.errors import UnavailableError
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from marketdata.streaming import brokers, snapshots, topics
 from marketdata.streaming import publish as publishing
-from marketdata.streaming.consume import ledger_state, records_of
 from marketdata.streaming.publish import publish
 from tests.contract.prices import LATE, batch_of, price
-from tests.contract.topic import held, identities, own_topic
+from tests.contract.topic import held, held_of, identities, own_topic, state
 from tests.faults.children import environment
 
 PUBLISH_AND_DIE = """
@@ -110,7 +109,7 @@ def test_a_killed_publish_is_wholly_visible_or_not_at_all_and_the_next_try_compl
     assert (published.published, published.already_published, published.superseded) == (26, 0, 0)
     assert published.repeated == (step in COMMITTED)
     assert identities(held(settings)) == after
-    mine = records_of(settings, COMMODITY_PRICES, "b2").to_pylist()
+    mine = held_of(settings, "b2").to_pylist()
     assert {(row["record_id"], row["content_hash"]) for row in mine} == after.keys() - before.keys()
     assert len(mine) == 26
 
@@ -125,7 +124,7 @@ def test_readers_see_nothing_of_a_killed_try_once_its_transaction_is_ended(
     other = [price("2024-03-01", batch="alive")]
     publish(COMMODITY_PRICES, batch_of(settings, other), settings)
     assert identities(held(settings)) == {(other[0]["record_id"], other[0]["content_hash"]): 1}
-    assert len(records_of(settings, COMMODITY_PRICES, "dead")) == 0
+    assert len(held_of(settings, "dead")) == 0
 
 
 @pytest.mark.parametrize("moment", ["produce", "flush", "commit"])
@@ -203,11 +202,7 @@ def test_publishers_killed_at_random_while_others_publish_lose_and_repeat_nothin
         publish(COMMODITY_PRICES, batch_of(settings, rows), settings)
 
     newest = {row["record_id"]: row for row in [*first, *second]}
-    asked = [{"record_id": record} for record in newest]
-    import pyarrow as pa
-
-    state = ledger_state(settings, COMMODITY_PRICES, pa.Table.from_pylist(asked)).to_pylist()
-    assert {row["record_id"] for row in state} == newest.keys()
+    assert state(settings, list(newest.values())).keys() == newest.keys()
     in_topic = identities(held(settings))
     assert set(in_topic.values()) == {1}
     assert {record for record, _ in in_topic} == newest.keys()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,12 @@ log = logging.getLogger(__name__)
 
 REACH_SECONDS = 10.0
 """How long a broker may take to answer the first question."""
+
+ANSWER_SECONDS = 3.0
+"""How long one may take to answer another: milliseconds if it lives."""
+
+PATIENCE_SECONDS = 30.0
+"""How long a question is asked again: brokers take 9 s to miss one of them, longer where it was the controller."""
 
 STALL_SECONDS = 30.0
 """How long reading may make no progress before the brokers count as gone."""
@@ -134,30 +141,55 @@ def bounds(cluster: Cluster, topic: str) -> dict[int, tuple[int, int]]:
 
 
 def _offsets(cluster: Cluster, topic: str, spec: OffsetSpec) -> dict[int, int]:
-    """An offset of every partition; a partition that is just getting its leader is asked again."""
+    """An offset of every partition."""
     from confluent_kafka import IsolationLevel, TopicPartition
-    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+    wanted = {TopicPartition(topic, number): spec for number in cluster.metadata.topics[topic].partitions}
 
     def ask() -> dict[int, int]:
-        wanted = {TopicPartition(topic, number): spec for number in cluster.metadata.topics[topic].partitions}
         futures = cluster.admin.list_offsets(
-            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REACH_SECONDS
+            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=ANSWER_SECONDS
         )
         doing = f"asking {topic} for its offsets"
         return {at.partition: outcome(future, cluster, doing).offset for at, future in futures.items()}
 
+    return answered(cluster, ask)
+
+
+def answered(cluster: Cluster, ask: Callable[[], T]) -> T:
+    """The answer to a question that may be asked again; while a broker is replaced it is, until `PATIENCE_SECONDS`.
+
+    Until the others miss a dead broker they go on naming it, as leader and as the one to ask for configurations.
+
+    Raises:
+        UnavailableError: what the last answer was.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
     again = Retrying(
-        stop=stop_after_delay(REACH_SECONDS),
+        stop=stop_after_delay(PATIENCE_SECONDS),
         wait=wait_fixed(0.1),
-        retry=retry_if_exception(lambda error: caused_by(error, *_ELECTING)),
+        retry=retry_if_exception(lambda error: caused_by(error, *_PASSING)),
+        before_sleep=lambda _: _look_again(cluster),
         reraise=True,
     )
     return again(ask)
 
 
-_ELECTING = (
-    "NOT_LEADER_FOR_PARTITION",
+def _look_again(cluster: Cluster) -> None:
+    """Let the client hear who leads now."""
+    from confluent_kafka import KafkaException
+
+    with suppress(KafkaException):
+        cluster.admin.list_topics(timeout=ANSWER_SECONDS)
+
+
+_PASSING = (
+    "_TIMED_OUT",  # also while it waits for a broker that is gone
+    "_TRANSPORT",
     "LEADER_NOT_AVAILABLE",
+    "NOT_LEADER_FOR_PARTITION",
+    "OFFSET_NOT_AVAILABLE",  # a new leader does not know yet how much is committed
     "UNKNOWN_LEADER_EPOCH",  # the broker has come back, and has yet to learn that it leads again
 )
 

@@ -10,7 +10,7 @@ from marketdata.errors import TryLaterError
 from marketdata.settings import Settings
 from marketdata.streaming import ledger
 from marketdata.streaming.brokers import bounds, reach, read_committed
-from marketdata.streaming.fold import NEWEST, workspace
+from marketdata.streaming.fold import NEWEST, Fold, workspace
 from marketdata.streaming.topics import records_topic
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ def read_back(settings: Settings, topic: str, limit: int) -> list[bytes]:
     return found
 
 
-def records_of(settings: Settings, dataset: Dataset, batch_id: str) -> pa.Table:
+def records_of(settings: Settings, dataset: Dataset, fold: Fold, batch_id: str) -> pa.Table:
     """What the topic holds of a batch: ``record_id`` and ``content_hash`` of each message, as often as it is there.
 
     No row where the ledger does not know the batch.
+
+    Args:
+        fold: of the ledger.
 
     Raises:
         UnavailableError: the brokers are gone, or the messages are (retention).
@@ -52,7 +55,7 @@ def records_of(settings: Settings, dataset: Dataset, batch_id: str) -> pa.Table:
     import pyarrow as pa
 
     parts = []
-    found = ledger.find(settings, ledger.read(settings, dataset, settings.tenant), batch_id)
+    found = ledger.find(settings, fold, batch_id)
     if found is not None:
         spans = {at.partition: (at.first, at.last + 1) for at in found[1].offsets}
         with workspace() as connection:
@@ -65,16 +68,16 @@ def records_of(settings: Settings, dataset: Dataset, batch_id: str) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def ledger_state(settings: Settings, dataset: Dataset, record_ids: pa.Table) -> pa.Table:
+def ledger_state(settings: Settings, dataset: Dataset, fold: Fold, record_ids: pa.Table) -> pa.Table:
     """What has been published of some records.
 
     Args:
+        fold: of the ledger.
         record_ids: table with column ``record_id``.
 
     Returns:
         ``record_id``, ``content_hash``, ``as_of`` of those that have been published.
     """
-    fold = ledger.read(settings, dataset, settings.tenant)
     with workspace() as connection:
         connection.register("asked", record_ids.select(["record_id"]))
         connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT unhex(record_id) AS record_id FROM asked")

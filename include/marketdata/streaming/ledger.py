@@ -6,22 +6,27 @@ It is the truth about what has been published; `snapshots` only spare reading it
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from marketdata.batches import Lake
 from marketdata.datasets import Dataset
-from marketdata.errors import BadDataError, UsageError
+from marketdata.errors import BadDataError, TryLaterError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import snapshots
-from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, outcome, reach, read_committed
+from marketdata.streaming.brokers import ANSWER_SECONDS, Cluster, answered, bounds, outcome, reach, read_committed
 from marketdata.streaming.fold import Fold, Marker, deltas_in
 from marketdata.streaming.topics import ledger_topic
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import duckdb
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
+
+OLD_LEADER_SECONDS = 5.0
+"""How long a leader that comes back may not know that others have replaced it; up to 2.2 s were measured."""
 
 
 def read(settings: Settings, dataset: Dataset, tenant: str, trust_snapshot: bool = True) -> Fold:
@@ -50,6 +55,48 @@ def read(settings: Settings, dataset: Dataset, tenant: str, trust_snapshot: bool
             if message.key() == fold.key and offset is not None:
                 markers.append((offset, Marker.from_json(message.value() or b"")))
     return fold.with_markers(markers, end)
+
+
+def read_with(settings: Settings, dataset: Dataset, batch_id: str) -> Fold:
+    """The fold of all markers, of one batch's at least, which has been published.
+
+    A ledger without it is read again until `OLD_LEADER_SECONDS`: a leader that was replaced may have told its old end.
+    What is returned then lacks the batch.
+
+    Raises: as `read` does.
+    """
+    from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+    again = Retrying(
+        stop=stop_after_delay(OLD_LEADER_SECONDS),
+        wait=wait_fixed(0.5),
+        retry=retry_if_result(lambda fold: batch_id not in fold.batches),
+        retry_error_callback=lambda last: cast("Future[Fold]", last.outcome).result(),
+    )
+    return again(read, settings, dataset, settings.tenant)
+
+
+def refuse_unread(settings: Settings, fold: Fold, at: int) -> None:
+    """Refuse to go on where the ledger had markers that the fold lacks.
+
+    A leader that was cut off, and replaced meanwhile, is told so within seconds after it is back; until then it tells
+    whoever asks that the ledger ends where it was cut off. What is written to the ledger is behind everything.
+
+    Args:
+        fold: what the caller decided by; it has fenced every earlier try of its tenant and dataset before reading it.
+        at: offset of a marker that was acknowledged since.
+
+    Raises:
+        TryLaterError: a marker of this tenant and dataset lies between the fold's end and that offset.
+        UnavailableError: the brokers are gone.
+    """
+    for messages in read_committed(settings, fold.topic, {0: (fold.end, at)}):
+        if any(message.key() == fold.key for message in messages):
+            raise TryLaterError(
+                f"the end of ledger {fold.topic} was asked of a broker that had been cut off and did not know its last "
+                "markers; nothing was published",
+                "try again: within seconds that broker knows them",
+            )
 
 
 def find(settings: Settings, fold: Fold, batch_id: str) -> tuple[int, Marker] | None:
@@ -94,5 +141,8 @@ def topic_id(cluster: Cluster, topic: str) -> str:
     """Kafka's own id of a topic; one that is deleted and made anew has another."""
     from confluent_kafka import TopicCollection
 
-    described = cluster.admin.describe_topics(TopicCollection([topic]), request_timeout=REACH_SECONDS)[topic]
-    return str(outcome(described, cluster, f"describing {topic}").topic_id)
+    def ask() -> str:
+        described = cluster.admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)[topic]
+        return str(outcome(described, cluster, f"describing {topic}").topic_id)
+
+    return answered(cluster, ask)

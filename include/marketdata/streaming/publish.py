@@ -5,7 +5,8 @@ between (`docs/reference/faults.md`). Who must see a batch whole waits for its m
 
 The order is the promise. `init_transactions` first: it ends whatever an earlier try left open and fences that try for
 good. *Then* the ledger is read to its end, so what it says cannot change any more for this tenant and dataset. Then it
-is decided what is a change, and one transaction carries the changed records and the batch's marker.
+is decided what is a change, and one transaction carries the changed records and the batch's marker. Before it is
+committed the marker's own offset must prove that the ledger was read to its end (docs/adr/0023).
 
 Every batch that has rows gets a marker, also one without a change: a repeated try returns the very same counts, and
 reconciliation can tell "nothing changed" from "never published". That costs some 300 bytes a batch; a repeated call for
@@ -102,7 +103,8 @@ def publish(dataset: Dataset, batch: Batch, settings: Settings, run_id: str | No
 
     Raises:
         BadDataError: the batch has a record twice, or is damaged; nothing was published.
-        TryLaterError: another try of the same dataset and tenant has taken over; nothing was published by this one.
+        TryLaterError: another try of the same dataset and tenant has taken over, or the ledger was read from a broker
+            that did not know its end; nothing was published by this one.
         UnavailableError: brokers or lake failed; nothing became visible, or all of it: the next try finds out.
         UsageError: a topic is missing, or the batch is of another dataset.
     """
@@ -143,7 +145,9 @@ def publish(dataset: Dataset, batch: Batch, settings: Settings, run_id: str | No
                 published_at=datetime.now(UTC),
             )
             with clock("commit"):
-                at = transaction.commit(ledger_topic(settings, dataset), fold.key, marker)
+                at = transaction.mark(ledger_topic(settings, dataset), fold.key, marker)
+                ledger.refuse_unread(settings, fold, at)
+                transaction.commit()
     with clock("snapshot"):
         snapshots.remember(settings, fold.with_markers([(at, marker)], at + 1))
     return _published(topic, at, marker, repeated=False, seconds=clock.seconds)
@@ -364,8 +368,8 @@ class _Transaction:
             raise unavailable(self._brokers, f"{left} messages were not acknowledged", self._why("no answer"))
         return tuple(self._offsets[partition] for partition in sorted(self._offsets))
 
-    def commit(self, ledger: str, key: bytes, marker: Marker) -> int:
-        """Add the marker and commit; the marker's offset."""
+    def mark(self, ledger: str, key: bytes, marker: Marker) -> int:
+        """Add the marker; its offset."""
         at: list[int] = []
 
         def delivered(error: KafkaError | None, message: Message) -> None:
@@ -380,9 +384,11 @@ class _Transaction:
         self._refuse_failures()
         if not at:
             raise unavailable(self._brokers, "the ledger's marker was not acknowledged", self._why("no answer"))
+        return at[0]
+
+    def commit(self) -> None:
         self._insist(lambda: self._producer.commit_transaction(ANSWER_SECONDS), "committing")
         self._committed = True
-        return at[0]
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error:

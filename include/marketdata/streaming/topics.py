@@ -16,7 +16,16 @@ from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
 from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
-from marketdata.streaming.brokers import REACH_SECONDS, Cluster, bounds, caused_by, outcome, reach
+from marketdata.streaming.brokers import (
+    ANSWER_SECONDS,
+    REACH_SECONDS,
+    Cluster,
+    answered,
+    bounds,
+    caused_by,
+    outcome,
+    reach,
+)
 
 log = logging.getLogger(__name__)
 
@@ -279,12 +288,16 @@ def _configs(cluster: Cluster, kind: Literal["broker", "topic"], names: list[str
     from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
     resources = [ConfigResource(ConfigResource.Type[kind.upper()], name) for name in names]
-    futures = cluster.admin.describe_configs(resources, request_timeout=REACH_SECONDS) if resources else {}
-    found = {}
-    for resource in resources:
-        entries = outcome(futures[resource], cluster, f"asking {kind} {resource.name} for its configuration")
-        found[resource.name] = {entry.name: entry.value for entry in entries.values()}
-    return found
+
+    def ask() -> dict[str, dict[str, str]]:
+        futures = cluster.admin.describe_configs(resources, request_timeout=ANSWER_SECONDS) if resources else {}
+        found = {}
+        for resource in resources:
+            entries = outcome(futures[resource], cluster, f"asking {kind} {resource.name} for its configuration")
+            found[resource.name] = {entry.name: entry.value for entry in entries.values()}
+        return found
+
+    return answered(cluster, ask)
 
 
 def _compare(cluster: Cluster, wanted: list[Topic]) -> Iterator[Difference]:

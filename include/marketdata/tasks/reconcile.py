@@ -15,6 +15,7 @@ from marketdata.datasets.conform import connect
 from marketdata.errors import BadDataError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
+from marketdata.streaming import ledger
 from marketdata.streaming.consume import ledger_state, records_of
 from marketdata.tasks.transform import quarantined_rows
 
@@ -92,9 +93,10 @@ def _register_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None
 
 
 def _topic(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, batch: Batch) -> list[str]:
-    published = records_of(settings, dataset, batch.manifest.batch_id)
+    fold = ledger.read_with(settings, dataset, batch.manifest.batch_id)
+    published = records_of(settings, dataset, fold, batch.manifest.batch_id)
     keys = connection.sql("SELECT record_id FROM batch").to_arrow_table()
-    _hold(connection, "topic", ledger_state(settings, dataset, keys))
+    _hold(connection, "topic", ledger_state(settings, dataset, fold, keys))
     connection.register("published", published)
     twice = _named(
         connection, "SELECT record_id FROM published GROUP BY record_id HAVING count(*) > 1", "is in the topic twice"

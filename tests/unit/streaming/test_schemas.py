@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,23 +113,3 @@ def test_neither_docs_nor_check_let_a_breaking_change_pass(
     assert ended.value.code == 1
     assert "crypto-binance-trades-raw.avsc: price is gone; no page was written" in capsys.readouterr().err
     assert (RELEASED / "crypto-binance-trades-raw.avsc").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["http://someone:hunter2@registry:8081", "https://hunter2@registry/apis/ccompat/v7", "registry:8081", "ftp://registry"],
-)  # fmt: skip
-def test_an_address_with_a_password_is_refused_and_never_repeated(
-    address: str, settings_for: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from marketdata.tasks.cli import main
-
-    settings_for()  # no variable of this machine is left
-    monkeypatch.setenv("SCHEMA_REGISTRY_URL", address)
-    monkeypatch.setattr("sys.argv", ["marketdata", "topics", "diff"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = "".join(capsys.readouterr())
-    assert ended.value.code == 64
-    assert "SCHEMA_REGISTRY_URL" in said
-    assert "hunter2" not in said
