@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marketdata.datasets import COMMODITY_PRICES
-from marketdata.errors import UsageError
+from marketdata.errors import UnavailableError, UsageError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.lakehouse import trino as through_trino
 from marketdata.settings import Settings
@@ -102,6 +102,20 @@ def test_what_a_dead_load_staged_is_cleaned_up(settings_of: SettingsOf, monkeypa
     lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-04", batch="b3")]))
     assert not left & {folder.name for folder in staging.iterdir()}
     assert len(contents(lakehouse)) == 3
+
+
+def test_a_load_is_not_failed_by_what_it_cannot_clean_up(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of("trino")
+    lakehouse = through_trino.TrinoLakehouse(settings)
+
+    def fails(*_: object) -> list[str]:
+        raise UnavailableError("Trino has restarted", "")
+
+    monkeypatch.setattr(through_trino.TrinoLakehouse, "_names", fails)
+    assert lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price()])).inserted == 1
+    assert "staged rows stay until the next load" in caplog.text
 
 
 def test_a_first_load_brings_forty_years_of_months(settings_of: SettingsOf) -> None:

@@ -31,8 +31,11 @@ from tests.performance.bench_load import _rows
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SIZES = {100_000: 3, 1_000_000: 2}
+SIZES = {100_000: 5, 1_000_000: 2}
 """Rows, and how often each of the two is measured."""
+
+WARM_UP = (20_000, 100_000)
+"""Rows of loads that are not measured: the JVM compiles what it will need."""
 
 SHARE_OF_BARE = 0.9
 VALUES_ROWS = 300
@@ -49,7 +52,8 @@ COMMODITIES = ("Gold", "Silver", "Copper", "Oil", "Natural Gas")
 
 def run(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="marketdata-bench-") as folder, _trino(settings, Path(folder)) as own:
-        _load_pair(own, 20_000)  # the JVM compiles what it will need
+        for rows in WARM_UP:
+            _load_pair(own, rows)
         return {
             "loads": {rows: _loads(own, rows, turns) for rows, turns in SIZES.items()},
             "many": _many(own),

@@ -72,19 +72,20 @@ class TrinoLakehouse:
         self._lake_uri = settings.require("lake_uri").rstrip("/")
 
     def ensure(self, dataset: Dataset) -> None:
-        partitioning = text(f"month({dataset.event_time})")
-        writer = f"MAP(ARRAY[{text(WRITER)}], ARRAY[{text(ENGINE)}])"
-        there = self._columns(dataset)
-        if not there:
+        shown = self._shown(dataset)
+        if _as_defined(dataset, shown):
+            return
+        if not shown:
+            writer = f"MAP(ARRAY[{text(WRITER)}], ARRAY[{text(ENGINE)}])"
             self._create_schema(self._schema)
             self._create(
-                f"TABLE IF NOT EXISTS {self._table(dataset)} ({_definitions(dataset)})"
+                f"TABLE IF NOT EXISTS {self._table(dataset)} ({', '.join(_definitions(dataset))})"
                 f" COMMENT {text(dataset.doc)} WITH (format = 'PARQUET', format_version = 2,"
-                f" partitioning = ARRAY[{partitioning}], extra_properties = {writer})"
+                f" {_partitioning(dataset)}, extra_properties = {writer})"
             )
             log.info("created table", extra={"table": dataset.name})
-            there = self._columns(dataset)
-        new = self._new_columns(dataset, there)
+            shown = self._shown(dataset)
+        new = self._new_columns(dataset, shown)
         if new and self._writer(dataset) == ENGINE:
             for column in new:
                 definition = f"{identifier(column.name)} {_trino_type(column)} COMMENT {text(column.doc)}"
@@ -170,20 +171,30 @@ class TrinoLakehouse:
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
         from concurrent.futures import ThreadPoolExecutor
 
-        started = time.monotonic()
+        started, began = time.monotonic(), datetime.now(UTC)
         with ThreadPoolExecutor(1) as beside:
-            ready = beside.submit(self._make_ready, dataset, datetime.now(UTC))
+            ready = beside.submit(self._make_ready, dataset)
             with self._staged(dataset, source) as staged:
                 ready.result()
-                outcomes, before, after, query_id = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
-        loaded = Loaded.of(outcomes, before, after, time.monotonic() - started, query_id)
+                stale = beside.submit(self._drop_stale_staging, began)
+                merge = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
+                looked_up = beside.submit(self._commit_of, dataset, merge.query_id)
+                outcomes = (
+                    self._outcomes(dataset, staged, looked_up.result().before) if merge.changed < staged.rows else None
+                )
+            with self._tidying(self._staging):
+                stale.result()
+            commit = looked_up.result()
+        if outcomes is None:
+            outcomes = [merge.changed - commit.updated, commit.updated, 0, 0, 0]
+        seconds = time.monotonic() - started
+        loaded = Loaded.of(outcomes, commit.before, commit.after, seconds, merge.query_id if merge.changed else None)
         log.info("merged", extra={"table": dataset.name, "marketdata.run_id": run_id, **asdict(loaded)})
         return loaded
 
-    def _make_ready(self, dataset: Dataset, began: datetime) -> None:
+    def _make_ready(self, dataset: Dataset) -> None:
         self.ensure(dataset)
         self._refuse_other_writer(dataset)
-        self._drop_stale_staging(began)
 
     def _alter(self, dataset: Dataset, procedure: str, age: timedelta | None = None) -> None:
         statement = f"ALTER TABLE {self._table(dataset)} EXECUTE {procedure}"
@@ -208,12 +219,12 @@ class TrinoLakehouse:
                 "try again, and order the writers of a table by a pool of one slot",
             ) from error
 
-    def _merge_staged(
-        self, dataset: Dataset, staged: _Staged
-    ) -> tuple[Sequence[int], int | None, int | None, str | None]:
-        """Merge; what became of the rows follows from the commit where all of them changed the table, else is asked."""
+    def _merge_staged(self, dataset: Dataset, staged: _Staged) -> _Done:
         inside, moments = _inside(dataset, staged)
-        _, query_id = self._execute(self._merge_statement(dataset, staged.table, inside), moments)
+        return self._execute(self._merge_statement(dataset, staged.table, inside), moments)
+
+    def _commit_of(self, dataset: Dataset, query_id: str) -> _Commit:
+        """What a MERGE made of the table."""
         committed = self._run(
             f"SELECT snapshot_id, parent_id, summary FROM {self._table(dataset, '$snapshots')}"  # noqa: S608
             " WHERE element_at(summary, 'trino_query_id') = ?",
@@ -221,13 +232,10 @@ class TrinoLakehouse:
         )
         if not committed:  # the table had all of it
             current = self._current_snapshot(dataset)
-            return self._outcomes(dataset, staged, current), current, current, None
+            return _Commit(current, current, 0)
         after, before, summary = committed[0]
         updated = int(summary.get("added-position-deletes", 0)) + int(summary.get("deleted-records", 0))
-        inserted = int(summary.get("added-records", 0)) - updated
-        if inserted + updated == staged.rows:
-            return (inserted, updated, 0, 0, 0), before, after, query_id
-        return self._outcomes(dataset, staged, before), before, after, query_id
+        return _Commit(before, after, updated)
 
     def _merge_statement(self, dataset: Dataset, staging: str, inside: str = "") -> str:
         of = shape(dataset)
@@ -276,6 +284,8 @@ class TrinoLakehouse:
     @contextmanager
     def _staged(self, dataset: Dataset, source: Batch | pa.Table) -> Iterator[_Staged]:
         """The rows as a table of their own, made of files that are copies; both are gone afterwards."""
+        from concurrent.futures import ThreadPoolExecutor
+
         import numpy as np
 
         started = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
@@ -283,28 +293,35 @@ class TrinoLakehouse:
         folder = f"{self._lake_uri}/staging/{name}"
         staging = identifier(self._catalog, self._staging, name)
         lake = Lake(self._settings)
+        with ThreadPoolExecutor(1) as beside:
+            # The files lie in the table's own folder, so that dropping it removes them, whenever a load dies.
+            created = beside.submit(self._create_staging, dataset, staging, folder)
+            try:
+                identities: list[NDArray[np.uint64]] = []
+                span: list[datetime] = []
+                for number, part in enumerate(parts(dataset, source)):
+                    created.result()
+                    lake.put(f"staging/{name}/rows/part-{number:05d}.parquet", part.content)
+                    identities.append(part.identities)
+                    span += [part.first, part.last]
+                created.result()
+                count = sum(map(len, identities))
+                if count:
+                    location = text(f"{_as_trino_says(folder)}/rows")
+                    self._run(f"ALTER TABLE {staging} EXECUTE add_files(location => {location}, format => 'PARQUET')")
+                    if len(np.unique(np.concatenate(identities))) < count:
+                        self._refuse_twins(dataset, staging)
+                yield _Staged(staging, count, (min(span), max(span)) if span else None)
+            finally:
+                if created.exception() is None:
+                    self._drop(staging)
+
+    def _create_staging(self, dataset: Dataset, staging: str, folder: str) -> None:
         self._create_schema(self._staging)
-        # The files lie in the table's own folder, so that dropping it removes them, whatever moment a load died at.
         self._run(
-            f"CREATE TABLE {staging} ({_definitions(dataset)})"
+            f"CREATE TABLE {staging} ({', '.join(_definitions(dataset))})"
             f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
         )
-        try:
-            identities: list[NDArray[np.uint64]] = []
-            span: list[datetime] = []
-            for number, part in enumerate(parts(dataset, source)):
-                lake.put(f"staging/{name}/rows/part-{number:05d}.parquet", part.content)
-                identities.append(part.identities)
-                span += [part.first, part.last]
-            count = sum(map(len, identities))
-            if count:
-                location = text(f"{_as_trino_says(folder)}/rows")
-                self._run(f"ALTER TABLE {staging} EXECUTE add_files(location => {location}, format => 'PARQUET')")
-                if len(np.unique(np.concatenate(identities))) < count:
-                    self._refuse_twins(dataset, staging)
-            yield _Staged(staging, count, (min(span), max(span)) if span else None)
-        finally:
-            self._drop(staging)
 
     def _refuse_twins(self, dataset: Dataset, staging: str) -> None:
         identity = shape(dataset).identity
@@ -316,13 +333,9 @@ class TrinoLakehouse:
             )
 
     def _drop(self, staging: str) -> None:
-        """Drop a staging table and its files; a failure is left to the next load's clean-up."""
-        from trino.exceptions import Error
-
-        try:
+        """Drop a staging table and its files."""
+        with self._tidying(staging):
             self._run(f"DROP TABLE IF EXISTS {staging}")
-        except (MarketdataError, Error) as error:
-            log.warning("staging table stays until the next load", extra={"table": staging, "error": first_line(error)})
 
     def _drop_stale_staging(self, now: datetime) -> None:
         """Drop what loads staged that were killed."""
@@ -332,6 +345,16 @@ class TrinoLakehouse:
                 age = now.replace(microsecond=0) - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
                 if age > STALE_AFTER:
                     self._drop(identifier(self._catalog, self._staging, name))
+
+    @contextmanager
+    def _tidying(self, what: str) -> Iterator[None]:
+        """A failure to remove what was staged is left to the next load: this one may be committed."""
+        from trino.exceptions import Error
+
+        try:
+            yield
+        except (MarketdataError, Error) as error:
+            log.warning("staged rows stay until the next load", extra={"staging": what, "error": first_line(error)})
 
     def _refuse_other_writer(self, dataset: Dataset) -> None:
         writer = self._writer(dataset)
@@ -361,7 +384,17 @@ class TrinoLakehouse:
         )
         return {name: (type_, nullable == "YES") for name, type_, nullable in rows}
 
-    def _new_columns(self, dataset: Dataset, there: Mapping[str, tuple[str, bool]]) -> list[Column]:
+    def _shown(self, dataset: Dataset) -> str:
+        """The statement that creates the table as it is; empty where there is none."""
+        try:
+            return str(self._run(f"SHOW CREATE TABLE {self._table(dataset)}")[0][0])
+        except UsageError as refusal:
+            if getattr(refusal.__cause__, "error_name", None) not in {"TABLE_NOT_FOUND", "SCHEMA_NOT_FOUND"}:
+                raise
+            return ""
+
+    def _new_columns(self, dataset: Dataset, shown: str) -> list[Column]:
+        there = self._columns(dataset)
         wanted = {column.name for column in dataset.columns}
         differences = [f"{name} is not in the dataset" for name in there if name not in wanted]
         new = []
@@ -377,8 +410,7 @@ class TrinoLakehouse:
                 differences.append(f"{column.name} is {type_}, not {column.type}")
             elif not nullable and not column.required:
                 differences.append(f"{column.name} is required in the table")
-        created = self._run(f"SHOW CREATE TABLE {self._table(dataset)}")[0][0]
-        if f"partitioning = ARRAY['month({dataset.event_time})']" not in created:
+        if _partitioning(dataset) not in shown:
             differences.append(f"it is not partitioned by month({dataset.event_time})")
         if differences:
             raise UsageError(
@@ -412,17 +444,17 @@ class TrinoLakehouse:
         return identifier(self._catalog, self._schema, dataset.name + suffix)
 
     def _run(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-        return self._execute(statement, parameters)[0]
+        return self._execute(statement, parameters).rows
 
     def _execute(
         self, statement: str, parameters: Sequence[object] = (), session: Mapping[str, str] | None = None
-    ) -> tuple[list[Any], str]:
-        """Run a statement to its end; its rows and Trino's id of it."""
+    ) -> _Done:
+        """Run a statement to its end."""
         with self._reaching(), self._connect(session=session) as connection:
             cursor = connection.cursor()
             cursor.execute(statement, list(parameters) or None)
             rows = cursor.fetchall()
-            return rows, str(cursor.query_id)
+            return _Done(rows, str(cursor.query_id), cursor.rowcount)
 
     @contextmanager
     def _answering(self, statement: str, parameters: Sequence[object] = ()) -> Iterator[_Answer]:
@@ -444,6 +476,7 @@ class TrinoLakehouse:
             source="marketdata",
             timezone="UTC",
             session_properties=dict(session or {}),
+            legacy_prepared_statements=False,  # since Trino 418; else the client asks each time
             request_timeout=REQUEST_SECONDS,
             max_attempts=attempts,
         )
@@ -484,6 +517,24 @@ class _Staged:
     table: str
     rows: int
     span: tuple[datetime, datetime] | None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of a statement: its rows, Trino's id of it, and how many rows of a table it changed."""
+
+    rows: list[Any]
+    query_id: str
+    changed: int
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """Snapshots before and after a MERGE, the same one where nothing changed, and how many rows it replaced."""
+
+    before: int | None
+    after: int | None
+    updated: int
 
 
 @dataclass(frozen=True)
@@ -555,12 +606,22 @@ def _inside(dataset: Dataset, staged: _Staged) -> tuple[str, tuple[datetime, ...
     return f" AND t.{identifier(dataset.event_time)} BETWEEN ? AND ?", staged.span
 
 
-def _definitions(dataset: Dataset) -> str:
-    return ", ".join(
+def _definitions(dataset: Dataset) -> list[str]:
+    return [
         f"{identifier(column.name)} {_trino_type(column)}{' NOT NULL' if column.required else ''}"
         f" COMMENT {text(column.doc)}"
         for column in dataset.columns
-    )
+    ]
+
+
+def _partitioning(dataset: Dataset) -> str:
+    return f"partitioning = ARRAY[{text(f'month({dataset.event_time})')}]"
+
+
+def _as_defined(dataset: Dataset, shown: str) -> bool:
+    """Whether a table is shown to be just what would be created; if not, it may still do."""
+    columns = ",\n   ".join(_definitions(dataset)).replace('"', "")
+    return f"(\n   {columns}\n)".replace(", ", ",") in shown.replace(", ", ",") and _partitioning(dataset) in shown
 
 
 def _trino_type(column: Column) -> str:
