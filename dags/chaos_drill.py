@@ -9,7 +9,9 @@ that nothing was lost. It works on topics, consumers, windows and a table of its
 | `consumer-crash` | the drill's own consumer is killed | 30 s |
 | `broker-failure` | a broker is killed and started again | 60 s |
 | `network-partition` | a broker cannot be reached for 15 s | 60 s after healing |
-| `trino-down`, `gateway-down`, `task-evicted`, `scheduler-restart` | in the report, with what shows them instead | |
+| `trino-down` | the drill's own load is cut off from Trino for 10 s while it merges | 60 s after healing |
+| `task-evicted` | the drill's own publish is told to end within its transaction, and tried again | 60 s |
+| `gateway-down`, `scheduler-restart` | nothing: the report says what shows them instead | |
 
 What cannot be struck on these engines is reported as *not run*, with the reason, and never as passed. A drill in which
 nothing ran fails.
@@ -26,7 +28,7 @@ nothing ran fails.
 
 | parameter | meaning |
 |---|---|
-| `dry_run` | leave alone what others use too: only the drill's own consumers are struck. **On** unless you say so |
+| `dry_run` | leave alone what others use too: only the drill's own is struck. **On** unless you say so |
 | `scenarios` | names, separated by commas, or `all` |
 | `consumers` | members of the drill's own consumer group |
 

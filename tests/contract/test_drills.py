@@ -15,21 +15,26 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from confluent_kafka import Producer
 
 from marketdata.batches import Lake
+from marketdata.datasets import COMMODITY_PRICES
 from marketdata.engines import endpoints
 from marketdata.errors import BadDataError
+from marketdata.lakehouse import open_lakehouse
 from marketdata.operations import drill, proof, scenarios
 from marketdata.operations.disruptions import ConsumerKilled, Elsewhere
 from marketdata.operations.drill import Outcome
-from marketdata.operations.ground import PREFIX, own_settings
+from marketdata.operations.ground import PREFIX, clear, own_settings
 from marketdata.operations.profiles import PROFILES
 from marketdata.operations.scenarios import SCENARIOS, disrupt
 from marketdata.operations.traffic import Traffic
+from marketdata.operations.work import Looking, Step, Work
 from marketdata.settings import Settings, endpoint_file
 from marketdata.streaming.brokers import reach
 from marketdata.streaming.window_store import connected
 from marketdata.tasks import drills
+from tests.contract.prices import batch_of, price
 from tests.waiting import until
 
 BURST = PROFILES["burst"]
@@ -136,6 +141,45 @@ def test_all_is_well_again_in_time_and_nothing_is_lost(settings: Settings, name:
     assert 0 < recovery < SCENARIOS[name].within
     silence = outcome.figures["longest_silence"] or 0
     assert silence > SCENARIOS[name].hold if SCENARIOS[name].shared else silence < 5, "it was really struck"
+
+
+def test_a_task_that_is_evicted_in_the_middle_publishes_each_record_once(settings: Settings) -> None:
+    outcome = disrupt(settings, SCENARIOS["task-evicted"], "run-evicted", 1, dry_run=True)
+    assert outcome.state == "passed", [str(check) for check in outcome.checks if check.fails]
+    assert outcome.figures["tries"] == 2
+    (gone,) = [event.says for event in outcome.events if "was not committed" in event.says]
+    assert not gone.startswith("it was gone, with 0 messages"), "it was in the middle"
+
+
+def test_an_eviction_that_repeats_records_fails_the_drill(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(here: Work, step: Step, own: Settings | None = None) -> Any:
+        """As if each try sent what it likes, in no transaction."""
+        producer = Producer({"bootstrap.servers": here.own.require("kafka_brokers")})
+        for row in here.sent.slice(0, 10).to_pylist() * 2:
+            said = {"record_id": row["record_id"], "price": float(row["price"])}
+            producer.produce(here.own.kafka_topic, json.dumps(said))
+        producer.flush()
+        return task(here, step, own)
+
+    task = Work.task
+    monkeypatch.setattr(Work, "task", careless)
+    outcome = disrupt(settings, SCENARIOS["task-evicted"], "run-careless", 1, dry_run=True)
+    assert outcome.state == "failed"
+    assert missed(outcome) == {"repeated", "price_difference"}
+
+
+def test_a_part_of_a_batch_in_the_table_is_seen(settings: Settings) -> None:
+    own = own_settings(settings, "run-looking", "trino-down")
+    lakehouse = open_lakehouse(own)
+    try:
+        with Looking(own) as looking:
+            lakehouse.load(COMMODITY_PRICES, batch_of(own, [price("2024-01-01"), price("2024-01-02")]))
+            until("two are seen", lambda: 2 in looking.counts)
+            lakehouse.load(COMMODITY_PRICES, batch_of(own, [price("2024-01-03", batch="b2")]))
+            until("all three are seen", lambda: 3 in looking.counts)
+    finally:
+        clear(own)
+    assert looking.counts - {0} == {2, 3}
 
 
 class NeverHealed(ConsumerKilled):

@@ -32,7 +32,7 @@ State = Literal["passed", "failed", "not run"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that was done, or was seen to have come about; seconds since the first message was sent."""
+    """Something that was done, or was seen to have come about; seconds since the drill's work began."""
 
     seconds: float
     says: str
@@ -79,19 +79,7 @@ class Stage:
 
     def note(self, says: str) -> float:
         """Record that something happened now; returns when, on the monotonic clock."""
-        now = time.monotonic()
-        self.events.append(Event(round(now - self.traffic.first_sent, 2), says))
-        log.info(says)
-        return now
-
-    def until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait for a condition; False where it did not come about in time."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
+        return noted(self.events, self.traffic.first_sent, says)
 
     def ready(self) -> bool:
         """Whether every consumer says that it is.
@@ -106,6 +94,24 @@ class Stage:
                 self.note(f"{why}; it was started again")
                 member.start()
         return all(member.is_ready() for member in self.group)
+
+
+def noted(events: list[Event], since: float, says: str) -> float:
+    """Add that something happened now, so long since a moment of the monotonic clock; returns when, on that clock."""
+    now = time.monotonic()
+    events.append(Event(round(now - since, 2), says))
+    log.info(says)
+    return now
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition; False where it did not come about in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @contextmanager
@@ -126,7 +132,7 @@ def stage(
         watch = Watch(traffic)
         here = Stage(own, group, traffic, watch, mends=count is None)
         try:
-            if not here.until(here.ready, READY_SECONDS):
+            if not until(here.ready, READY_SECONDS):
                 raise UnavailableError(f"{consumers} consumers were not ready within {READY_SECONDS:.0f} s")
             yield here
         finally:
@@ -156,7 +162,7 @@ def finish(here: Stage) -> None:
         time.sleep(0.05)
         here.ready()
     here.note(f"all {here.traffic.sent:,} messages were sent")
-    if here.until(lambda: here.watch.caught_up, DRAIN_SECONDS):
+    if until(lambda: here.watch.caught_up, DRAIN_SECONDS):
         here.note("the consumers have stored everything")
     here.watch.end()
 

@@ -62,12 +62,19 @@ def judge(thresholds: Iterable[Threshold], figures: Mapping[str, float | None]) 
     return tuple(Check(threshold, figures.get(threshold.figure)) for threshold in thresholds)
 
 
+def each_once(where: str, sent: str) -> tuple[Threshold, ...]:
+    """What was sent is there, once, to the last digit, and nothing else is."""
+    return (
+        Threshold("lost", f"{sent} that the {where} has not", "<=", 0),
+        Threshold("repeated", f"Records the {where} has more than once", "<=", 0),
+        Threshold("foreign", f"Records in the {where} that nobody sent", "<=", 0),
+        Threshold("price_difference", f"{where.capitalize()} and sender, difference of all prices", "<=", 0),
+    )
+
+
 NOTHING_LOST = (
     Threshold("success_percent", "Messages acknowledged", ">=", 99.9, "%"),
-    Threshold("lost", "Acknowledged records that the topic has not", "<=", 0),
-    Threshold("repeated", "Records the topic has more than once", "<=", 0),
-    Threshold("foreign", "Messages in the topic that nobody sent", "<=", 0),
-    Threshold("price_difference", "Topic and sender, difference of all prices", "<=", 0),
+    *each_once("topic", "Acknowledged records"),
     Threshold("wrong_windows", "Windows that are not what the topic says, to the last digit", "<=", 0),
     Threshold("miscounted", "Records counted otherwise than once by the consumers", "<=", 0),
     Threshold("dead_letters", "Messages the consumers could not read", "<=", 0),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -15,23 +13,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import SecretStr
-
+from marketdata.operations import children
 from marketdata.settings import Settings
+
+MODULE = "marketdata.tasks.cli"
 
 AGAIN_SECONDS = 2.0
 """Between two starts of one that ends by itself; a cluster waits longer."""
 
 LEAVING_SECONDS = 30.0
 """R4.8: a consumer that is told to end has so long."""
-
-_COMMAND = (sys.executable, "-m", "marketdata.tasks.cli", "analytics")
-_LAUNCH = f"""
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, {signal.SIGKILL:d})  # PR_SET_PDEATHSIG: a drill that is killed leaves no consumer behind
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 class Member:
@@ -59,27 +50,15 @@ class Member:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._started = time.monotonic()
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, *_COMMAND],
-                env={
-                    **os.environ,
-                    **environment(self._own),
-                    "ANALYTICS_MEMBER": self.name,
-                    "ANALYTICS_PORT": str(self._port),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        variables = {"ANALYTICS_MEMBER": self.name, "ANALYTICS_PORT": str(self._port)}
+        self._process = children.start(self._own, MODULE, ["analytics"], self._log, **variables)
 
     def ended(self) -> str:
         """How it has ended by itself, with its last words; empty where it runs, was killed, or has only just begun."""
         code = self._process.poll() if self._process is not None else None
         if code is None or code == -signal.SIGKILL or time.monotonic() < self._started + AGAIN_SECONDS:
             return ""
-        said = [line for line in self._log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-        return f"consumer {self.name} ended with {code}{''.join(said[-1:]).replace('error', '', 1)[:500]}"
+        return f"consumer {self.name} ended with {code}{children.last_words(self._log)}"
 
     def is_ready(self) -> bool:
         """What a cluster's readiness probe says."""
@@ -116,14 +95,6 @@ def end(group: list[Member]) -> None:
     deadline = time.monotonic() + LEAVING_SECONDS
     for member in group:
         member.await_end(deadline)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """These settings as environment variables."""
-    values = {name.upper(): value for name, value in settings if value is not None}
-    return {
-        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
-    }
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from marketdata.streaming.window_store import connected
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 WINDOW_SECONDS = 60.0
 """For the last windows to be handed on: 5 s of quiet, and what it takes to store them."""
@@ -29,12 +31,8 @@ def prove(traffic: Traffic) -> dict[str, float | None]:
     own = traffic.own
     with workspace() as duck:
         traffic.create_table(duck)
-        duck.execute("CREATE TABLE undelivered (number BIGINT)")
-        if traffic.undelivered:
-            duck.executemany("INSERT INTO undelivered VALUES (?)", [[number] for number in traffic.undelivered])
         held = _read_topic(duck, own)
-        duck.execute(_DUE)
-        figures = {name: _figure(duck, sql) for name, sql in _TOPIC.items()}
+        figures = _each_once(duck, traffic.undelivered)
         records, letters = _read_windows(duck, own)
         figures |= {name: _figure(duck, sql) for name, sql in _WINDOWS.items()}
     return {
@@ -43,6 +41,38 @@ def prove(traffic: Traffic) -> dict[str, float | None]:
         "miscounted": abs(records + letters - held),
         "dead_letters": letters,
     }
+
+
+def prove_topic(own: Settings, sent: pa.Table) -> dict[str, float | None]:
+    """The figures of `judge.each_once` for the topic.
+
+    Args:
+        sent: numbers, record ids and prices of what has to be there.
+
+    Raises:
+        UnavailableError: an engine does not answer.
+        TryLaterError: somebody else's transaction hides the end of the topic.
+    """
+    with workspace() as duck:
+        duck.register("sent", sent)
+        _read_topic(duck, own)
+        return _each_once(duck)
+
+
+def prove_table(sent: pa.Table, held: pa.Table) -> dict[str, float | None]:
+    """The figures of `judge.each_once` for a table's record ids and prices."""
+    with workspace() as duck:
+        duck.register("sent", sent)
+        duck.register("held", held)
+        return _each_once(duck)
+
+
+def _each_once(duck: duckdb.DuckDBPyConnection, undelivered: Sequence[int] = ()) -> dict[str, float | None]:
+    duck.execute("CREATE TABLE undelivered (number BIGINT)")
+    if undelivered:
+        duck.executemany("INSERT INTO undelivered VALUES (?)", [[number] for number in undelivered])
+    duck.execute(_DUE)
+    return {name: _figure(duck, sql) for name, sql in _EACH_ONCE.items()}
 
 
 def _figure(duck: duckdb.DuckDBPyConnection, sql: str) -> float:
@@ -111,14 +141,16 @@ FROM marketdata.price_window_features WHERE consumer_group = %s
 """
 # A message that nobody acknowledged may be in the topic all the same.
 _DUE = """
-CREATE VIEW due AS FROM sent
+CREATE TEMP VIEW due AS FROM sent
 WHERE number NOT IN (FROM undelivered) OR record_id IN (SELECT record_id FROM held WHERE record_id IS NOT NULL)
 """
-_TOPIC = {
+_EACH_ONCE = {
     "lost": "SELECT count(*) FROM due ANTI JOIN held USING (record_id)",
     "repeated": "SELECT count(*) - count(DISTINCT record_id) FROM held WHERE record_id IS NOT NULL",
     "foreign": "SELECT count(*) FROM held ANTI JOIN sent USING (record_id)",
-    "price_difference": "SELECT abs((SELECT sum(price) FROM held) - (SELECT sum(price) FROM due))",
+    "price_difference": """
+        SELECT abs(sum(price)) FROM (SELECT price FROM held UNION ALL SELECT -price FROM due)
+    """,
 }
 _WINDOWS = {
     "windows": "SELECT count(*) FROM windows",

@@ -22,6 +22,7 @@ from marketdata.streaming.topics import ledger_topic
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
     from confluent_kafka import KafkaError, Message, Producer
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Traffic:
         self.last_acknowledged = 0.0
         self.longest_silence = 0.0
         """Seconds between two acknowledgements."""
-        self._start = time.time_ns() // 1000 - AGE
+        self._start = a_week_ago()
         self._count = count
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
@@ -146,14 +147,29 @@ class Traffic:
                 last = first + CHUNK if self._count is None else min(first + CHUNK, self._count)
                 if first >= last:
                     return
-                rows = duck.sql(_MESSAGES, params=self._parameters(first, last))
-                table = rows.to_arrow_table().cast(COMMODITY_PRICES.arrow_schema())
+                table = records(duck, *self._parameters(first, last))
                 for keys, values in messages(duck, COMMODITY_PRICES, table):
                     # The numbers last: they have no end, and the one after the last message is the next chunk's first.
                     yield from zip(keys, values, numbers)  # noqa: B905
 
-    def _parameters(self, first: int, last: int) -> list[object]:
-        return [self.own.kafka_topic, self.own.tenant, self._start, first, last]
+    def _parameters(self, first: int, last: int) -> tuple[str, str, int, int, int]:
+        return self.own.kafka_topic, self.own.tenant, self._start, first, last
+
+
+def a_week_ago() -> int:
+    """Event time of a drill's first record, in microseconds since 1970."""
+    return time.time_ns() // 1000 - AGE
+
+
+def records(duck: duckdb.DuckDBPyConnection, name: str, tenant: str, start: int, first: int, last: int) -> pa.Table:
+    """Made-up prices, numbered from first to last, exclusive; the same name and start make the same ones.
+
+    Args:
+        duck: a connection of `conform.connect`.
+        start: event time of number 0, in microseconds since 1970.
+    """
+    rows: pa.Table = duck.sql(_MESSAGES, params=[name, tenant, start, first, last]).to_arrow_table()
+    return rows.cast(COMMODITY_PRICES.arrow_schema())
 
 
 _ROWS = f"""

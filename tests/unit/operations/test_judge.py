@@ -53,7 +53,10 @@ def test_the_specifications_figures() -> None:
     assert PROFILES["ceiling"].messages / PROFILES["ceiling"].rate == 60
     assert [one.bound for one in PROFILES["headroom"].thresholds] == [21_459, 35_765]
     within = {name: (of.within, of.from_heal) for name, of in SCENARIOS.items() if of.within}
-    assert within == {"consumer-crash": (30, False), "broker-failure": (60, False), "network-partition": (60, True)}
+    assert within == {
+        "consumer-crash": (30, False), "broker-failure": (60, False), "network-partition": (60, True),
+        "trino-down": (60, True), "task-evicted": (60, False),
+    }  # fmt: skip
 
 
 def test_something_has_to_have_run() -> None:

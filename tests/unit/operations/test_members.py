@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,10 @@ from tests.waiting import until
 
 @pytest.fixture
 def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Member:
-    monkeypatch.setattr(members, "_COMMAND", (sys.executable, "-c", "raise SystemExit('error: no use')"))
+    (tmp_path / "ends_at_once.py").write_text("raise SystemExit('error: no use')")
+    (tmp_path / "stays.py").write_text("import time; time.sleep(600)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(members, "MODULE", "ends_at_once")
     return Member(Settings(), "one", tmp_path / "one.log")
 
 
@@ -34,7 +36,7 @@ def test_after_a_pause_it_is_with_its_last_words(member: Member, monkeypatch: py
 
 def test_one_that_was_killed_has_not_ended_by_itself(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "AGAIN_SECONDS", 0)
-    monkeypatch.setattr(members, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(600)"))
+    monkeypatch.setattr(members, "MODULE", "stays")
     member.start()
     member.kill()
     assert member.ended() == ""
