@@ -77,7 +77,12 @@ def _buildah(*arguments: str) -> str:
 
 
 class Try:
-    """One try of one task, running in a thread."""
+    """One try of one task, running in a thread.
+
+    Args:
+        instance: what Airflow's task instance has; its `xcom_push` is the way home.
+        said: more arguments of the operator.
+    """
 
     def __init__(self, cluster: Cluster, words: list[str], instance: dict[str, Any], **said: Any) -> None:
         self._cluster = cluster
@@ -90,13 +95,13 @@ class Try:
             })  # fmt: skip
         self.task.allow_nested_operators = True
         self.run_id = instance["run_id"]
-        instance = {"dag_id": dag.dag_id, "task_id": "t", "map_index": -1, "try_number": 1, **instance}
+        defaults = {"task_id": "t", "map_index": -1, "try_number": 1, "xcom_push": self.xcom.__setitem__}
+        instance = {"dag_id": dag.dag_id, **defaults, **instance}
         self.state = "failed"
         """What Airflow says of the task when it is asked."""
         self._context: Any = {
             "ti": SimpleNamespace(
                 **instance,
-                xcom_push=self.xcom.__setitem__,
                 get_task_states=lambda run_ids, task_ids, **_: {run_ids[0]: {task_ids[0]: self.state}},
             ),
             "run_id": self.run_id, "dag": dag, "task": self.task,
@@ -189,14 +194,26 @@ class Launch:
         self._environ("MARKETDATA_IMAGE", name)
 
     def __call__(self, code: str, *, run_id: str = "", attempt: int = 1, **said: Any) -> Try:
-        settings.load.cache_clear()
-        run_id = run_id or f"r{time.time_ns()}"
-        return Try(self.cluster, [code], {"run_id": run_id, "try_number": attempt}, **said)
+        return self._try(code, {"run_id": run_id or f"r{time.time_ns()}", "try_number": attempt}, **said)
+
+    def unheard(self, code: str) -> Try:
+        """A try that lives on although its supervisor is dead: it fails as soon as it has something to tell."""
+
+        def push(*_: Any) -> None:
+            raise BrokenPipeError
+
+        ran = self._try(code, {"run_id": f"r{time.time_ns()}", "xcom_push": push})
+        assert isinstance(ran.failed(), BrokenPipeError)
+        return ran
 
     def created(self, ran: Try) -> int:
         """How many pods there ever were of a task of a run, gone or not."""
         assert ran.task.name is not None
         return len(scheduled(self.cluster, ran.task.name))
+
+    def _try(self, code: str, instance: dict[str, Any], **said: Any) -> Try:
+        settings.load.cache_clear()
+        return Try(self.cluster, [code], instance, **said)
 
     def _environ(self, name: str, value: str) -> None:
         self._monkeypatch.setenv(name, value)

@@ -296,6 +296,7 @@ def test_kafka_comes_out_under_the_stated_names(production: list[Object]) -> Non
     assert broker["config"]["auto.create.topics.enable"] is False
     assert broker["config"]["default.replication.factor"] == 3
     assert broker["config"]["min.insync.replicas"] == 2
+    assert broker["config"]["request.timeout.ms"] == 10_000
     assert broker["template"]["podDisruptionBudget"] == {"maxUnavailable": 1}
     affinity = pool["spec"]["template"]["pod"]["affinity"]["podAntiAffinity"]
     (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]

@@ -247,19 +247,14 @@ def test_two_tries_at_once_have_one_pod(launch: Launch) -> None:
     assert launch.created(tries[0]) == 1
 
 
-def test_a_pod_that_ended_unseen_is_not_run_again(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first try died with its worker; the answer is there all the same, if it is the answer to this question."""
-    with monkeypatch.context() as patch:
-        patch.setattr("marketdata.orchestration.cluster.ClusterPod._delete", lambda *_: None)
-        first = launch("result = attempt")
-        assert first.succeeded() == 1
+def test_a_pod_that_ended_unseen_is_not_run_again(launch: Launch) -> None:
+    """Its first try has lost Airflow; the answer is there all the same, if it is the answer to this question."""
+    first = launch.unheard("result = attempt")
     assert launch("result = attempt", run_id=first.run_id, attempt=2).succeeded() == 1
     assert launch.created(first) == 1
+    until("its pod is gone", lambda: not first.pods())
 
-    with monkeypatch.context() as patch:
-        patch.setattr("marketdata.orchestration.cluster.ClusterPod._delete", lambda *_: None)
-        first = launch("result = attempt")
-        assert first.succeeded() == 1
+    first = launch.unheard("result = attempt")
     assert launch("result = 'asked anew'", run_id=first.run_id, attempt=2).succeeded() == "asked anew"
 
 

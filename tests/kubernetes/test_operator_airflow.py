@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,8 +161,7 @@ def test_a_scheduler_that_dies_leaves_one_pod_that_the_next_one_takes_over(runs:
 def test_a_machine_that_dies_with_its_tasks_leaves_one_pod_that_the_next_try_takes_over(runs: Runs) -> None:
     runs.start("everything_dies")
     runs.at_work("everything_dies")
-    os.killpg(runs.airflow.processes["scheduler"].pid, signal.SIGKILL)
-    runs.airflow.kill("scheduler")
+    runs.airflow.kill_with_tasks("scheduler")
     runs.airflow.start_scheduler()
     assert runs.ended("everything_dies") == "success"
     assert runs.task("everything_dies")["try_number"] > 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -110,7 +111,7 @@ class ClusterPod:
         self._killed = False
 
     def run(self) -> Outcome:
-        """Run the pod to its end. One that succeeded is deleted; one that failed is kept, with its events in the log.
+        """Run the pod to its end. It is still there then; of one that failed the events are in the log.
 
         Raises:
             AirflowException: the pod did not run its command to an end, or what it handed over cannot be read.
@@ -133,12 +134,11 @@ class ClusterPod:
             pod = self._follow()
         except _CannotStartError as error:
             self._tell_events()
-            self._delete(grace_seconds=0)
+            self.remove(grace_seconds=0)
             raise AirflowException(f"pod {self.name} {error}") from None
         ended = _terminated(pod)
         if ended is not None and ended.exit_code == 0:
-            self._delete()
-            return Outcome(0, output.result(ended.message or ""))
+            return Outcome(0, self._result(ended))
         self._tell_events()
         self._mark_told()
         self._log.info("The pod is kept: kubectl --namespace %s describe pod %s", self.namespace, self.name)
@@ -147,8 +147,17 @@ class ClusterPod:
             raise AirflowException(f"pod {self.name} ended before its command did: {cause or pod.status.phase}")
         return Outcome(ended.exit_code, *self._handed_over(ended.message or "", cause or ended.reason or ""))
 
+    def remove(self, grace_seconds: int | None = None) -> None:
+        """Delete the pod, if it is there: until then whoever takes the task over asks it for the result."""
+        try:
+            pod = self._api.read_namespaced_pod(self.name, self.namespace, _request_timeout=_TIMEOUT)
+            _delete(self._api, pod, grace_seconds)
+        except (ApiException, HTTPError) as error:
+            if getattr(error, "status", None) != 404:
+                self._log.warning("Pod %s could not be deleted: %s", self.name, _said(error))
+
     def kill(self) -> None:
-        """Delete the pod. A signal handler may call it."""
+        """Delete the pod, running or not. A signal handler may call it."""
         self._killed = True
         try:
             # A client of its own: the interrupted one may hold a lock.
@@ -256,6 +265,14 @@ class ClusterPod:
                 # The next question says what is the matter, and is patient.
                 continue
 
+    def _result(self, ended: k8s.V1ContainerStateTerminated) -> Any:
+        try:
+            return output.result(ended.message or "")
+        except AirflowException:
+            # The next try would read the same.
+            self.remove()
+            raise
+
     def _handed_over(self, message: str, cause: str) -> tuple[Any, str]:
         """Result and reason of a failure. Kubernetes puts the log's end where the command wrote no result."""
         said = self._transcript.last or message.splitlines()
@@ -287,14 +304,6 @@ class ClusterPod:
             self._api.patch_namespaced_pod(self.name, self.namespace, body, _request_timeout=_TIMEOUT)
         except (ApiException, HTTPError) as error:
             self._log.warning("The next try will tell of this pod again: %s", _said(error))
-
-    def _delete(self, grace_seconds: int | None = None) -> None:
-        try:
-            pod = self._api.read_namespaced_pod(self.name, self.namespace, _request_timeout=_TIMEOUT)
-            _delete(self._api, pod, grace_seconds)
-        except (ApiException, HTTPError) as error:
-            if getattr(error, "status", None) != 404:
-                self._log.warning("Pod %s could not be deleted: %s", self.name, _said(error))
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """The API server's answer, patiently.
@@ -490,10 +499,7 @@ def _cause(pod: k8s.V1Pod) -> str:
     if status.reason == "DeadlineExceeded":
         return f"it ran longer than its deadline of {pod.spec.active_deadline_seconds} s and was killed"
     if ended is not None and ended.reason == "OOMKilled":
-        limit = pod.spec.containers[0].resources.limits["memory"]
-        larger = profiles.larger_than(limit)
-        remedy = f"profile {larger} has more" if larger else "no profile has more: give it less at once"
-        return f"out of memory: its limit is {limit} (fix: {remedy})"
+        return _out_of_memory(pod)
     if status.message or status.reason:
         return f"{status.reason or 'ended by the cluster'}: {status.message or 'no more is known'}"
     for condition in status.conditions or []:
@@ -501,7 +507,17 @@ def _cause(pod: k8s.V1Pod) -> str:
             return f"it was evicted from its node ({condition.reason}: {condition.message})"
     if pod.metadata.deletion_timestamp is not None:
         return "it was deleted from outside while its command ran"
+    if ended is not None and ended.exit_code == 128 + signal.SIGKILL:
+        # A runtime that hears of a container's end before it hears of the memory reports the end alone.
+        return f"most likely {_out_of_memory(pod)}"
     return ""
+
+
+def _out_of_memory(pod: k8s.V1Pod) -> str:
+    limit = pod.spec.containers[0].resources.limits["memory"]
+    larger = profiles.larger_than(limit)
+    remedy = f"profile {larger} has more" if larger else "no profile has more: give it less at once"
+    return f"out of memory: its limit is {limit} (fix: {remedy})"
 
 
 def _delete(api: CoreV1Api, pod: k8s.V1Pod, grace_seconds: int | None) -> None:

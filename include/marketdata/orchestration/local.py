@@ -77,6 +77,9 @@ class LocalContainer:
             except AirflowException:
                 return Outcome(code, None, why)
 
+    def remove(self) -> None:
+        """What a pod needs after a success; here nothing is left: the command's folder went with it."""
+
     def kill(self) -> None:
         """Ask the command and all it has started to end; `run` sees that they do. A signal handler may call it."""
         if self._killed_at is None:

@@ -50,6 +50,7 @@ class _Container(Protocol):
     """What runs a pod's command: on a cluster or here."""
 
     def run(self) -> output.Outcome: ...
+    def remove(self) -> None: ...
     def kill(self) -> None: ...
 
 
@@ -214,6 +215,8 @@ class MarketdataPodOperator(KubernetesPodOperator):
             context["ti"].xcom_push("return_value", outcome.result)
         if outcome.exit_code:
             raise output.failure(self.component, outcome.exit_code, outcome.why)
+        # Not before Airflow has the result: a try that nobody hears any more has failed above, and the next one asks.
+        self._container.remove()
         return outcome.result
 
     def _connect(self) -> CoreV1Api:

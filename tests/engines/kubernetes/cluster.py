@@ -34,9 +34,9 @@ from typing import IO, Any
 import psutil
 import yaml
 
-from tests.engines.jvm import die_with_parent
 from tests.engines.kubernetes import build
 from tests.engines.kubernetes.pki import Authority
+from tests.engines.lifetime import ending_with_us
 
 ROOT = Path(__file__).resolve().parents[3]
 STATES = Path("/var/tmp/marketdata-kubernetes")  # noqa: S108 - on a disk, because overlay file systems need one
@@ -206,9 +206,8 @@ class Node:
         command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--"]
         python = [sys.executable, "-I", "-S", str(Path(__file__).with_name("node.py")), str(self.state / "plan.json")]
         process = subprocess.Popen(
-            command + python, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.state,
+            ending_with_us(command + python), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=self.state,
             stderr=(self.state / "logs" / "node.log").open("wb"), start_new_session=True, pass_fds=[lock],
-            preexec_fn=die_with_parent,
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None

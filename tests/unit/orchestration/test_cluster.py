@@ -163,8 +163,19 @@ def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 
 def test_success() -> None:
     api = Api(PENDING, RUNNING, ended(0, '{"rows": 3}'))
-    assert submit(api).run() == Outcome(0, {"rows": 3})
-    assert api.created == api.deleted == ["d-load-abc-0"]
+    pod = submit(api)
+    assert pod.run() == Outcome(0, {"rows": 3})
+    assert api.created == ["d-load-abc-0"]
+    assert not api.deleted, "what it handed over is kept nowhere else yet"
+    pod.remove()
+    assert api.deleted == ["d-load-abc-0"]
+
+
+def test_a_success_that_handed_over_no_json_is_not_asked_again() -> None:
+    api = Api(RUNNING, ended(0, '{"rows"'))
+    with pytest.raises(AirflowException, match="JSON"):
+        submit(api).run()
+    assert api.deleted == ["d-load-abc-0"]
 
 
 def test_a_result_and_a_reason_of_a_failure() -> None:
@@ -193,6 +204,7 @@ def test_a_failed_pod_is_kept_and_marked_with_its_events_told(caplog: pytest.Log
     ("status", "why"),
     [
         (ended(137, reason="OOMKilled"), "out of memory: its limit is 1Gi (fix: profile medium has more)"),
+        (ended(137), "most likely out of memory: its limit is 1Gi (fix: profile medium has more)"),
         (ended(137, phase="Failed") | {"reason": "DeadlineExceeded"}, "it ran longer than its deadline of 900 s"),
         (ended(137) | {"reason": "Evicted", "message": "low on disk"}, "Evicted: low on disk"),
         (ended(143) | {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Drain",

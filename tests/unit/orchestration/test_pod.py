@@ -218,10 +218,13 @@ class TestOutcome:
     class Ended:
         def __init__(self, outcome: Outcome) -> None:
             self.outcome = outcome
-            self.killed = False
+            self.killed = self.removed = False
 
         def run(self) -> Outcome:
             return self.outcome
+
+        def remove(self) -> None:
+            self.removed = True
 
         def kill(self) -> None:
             self.killed = True
@@ -230,15 +233,17 @@ class TestOutcome:
     def end(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         """Runs a task whose pod ends like this: what it returns and what it pushes."""
 
-        def end(outcome: Outcome) -> tuple[Any, dict[str, Any]]:
+        def end(outcome: Outcome, push: Callable[..., None] | None = None) -> tuple[Any, dict[str, Any]]:
             task, pushed = operator(), {}
             monkeypatch.setattr(task, "_has_cluster", lambda: request.param == "cluster")
             monkeypatch.setattr(task, "allow_nested_operators", True)
             runner = "ClusterPod" if request.param == "cluster" else "LocalContainer"
-            monkeypatch.setattr(f"marketdata.orchestration.pod.{runner}", lambda *_, **__: self.Ended(outcome))
+            self.ended = self.Ended(outcome)
+            monkeypatch.setattr(f"marketdata.orchestration.pod.{runner}", lambda *_, **__: self.ended)
             instance = SimpleNamespace(
-                dag_id="some-dag", task_id="t", run_id="r", map_index=-1, try_number=1, xcom_push=pushed.__setitem__
-            )
+                dag_id="some-dag", task_id="t", run_id="r", map_index=-1, try_number=1,
+                xcom_push=push or pushed.__setitem__,
+            )  # fmt: skip
             context: Any = {"ti": instance, "run_id": "r", "dag": task.dag}
             try:
                 return task.execute(context), pushed
@@ -249,6 +254,15 @@ class TestOutcome:
 
     def test_success(self, end: Callable[..., Any]) -> None:
         assert end(Outcome(0, {"rows": 1})) == ({"rows": 1}, {"return_value": {"rows": 1}})
+        assert self.ended.removed
+
+    def test_what_airflow_did_not_get_stays_with_its_pod(self, end: Callable[..., Any]) -> None:
+        def push(*_: Any) -> None:
+            raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):
+            end(Outcome(0, {"rows": 1}), push)
+        assert not self.ended.removed
 
     def test_a_command_may_hand_over_nothing(self, end: Callable[..., Any]) -> None:
         assert end(Outcome(0, None)) == (None, {})
