@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psutil
+
 from marketdata.engines.airflow import airflow_environment, migrate_airflow
 from marketdata.engines.process import free_port
 from marketdata.settings import Settings
@@ -85,6 +87,12 @@ class Installation:
         process.wait(10)
         self.orphaned.append(process.pid)
 
+    def kill_with_tasks(self, name: str) -> None:
+        """SIGKILL to this process and all that it has started, as when its machine dies."""
+        process = self.processes.pop(name)
+        _kill_session(process.pid)
+        process.wait(10)
+
     def stop(self) -> None:
         """End everything that was started, children included."""
         for name in ("scheduler", "dag-processor", "api-server"):
@@ -96,9 +104,8 @@ class Installation:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.orphaned.append(process.pid)
-        for group in self.orphaned:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        for session in self.orphaned:
+            _kill_session(session)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the REST API, as an administrator."""
@@ -126,6 +133,14 @@ class Installation:
             return dag_ids <= {dag["dag_id"] for dag in self.call("GET", "dags?limit=100")["dags"]}
         except (OSError, urllib.error.HTTPError):
             return False
+
+
+def _kill_session(leader: int) -> None:
+    """SIGKILL to every process of a session: a task of Airflow's has a process group of its own."""
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

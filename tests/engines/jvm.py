@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.engines.lifetime import ending_with_us
 
 
 @contextmanager
@@ -22,8 +21,8 @@ def server(
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(JAVA), *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
+            ending_with_us([str(JAVA), *arguments]), cwd=folder,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + seconds
@@ -39,8 +38,3 @@ def server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def die_with_parent() -> None:
-    """To be called in a child before it becomes its program: the kernel kills it when the thread that made it ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

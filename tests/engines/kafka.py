@@ -1,7 +1,8 @@
 """Three real Kafka brokers, each also a controller (KRaft), that tests can kill, freeze, cut off and bring back.
 
 As root each broker runs in a network namespace of its own; otherwise on loopback ports, where nothing can be cut off.
-Replication 3, `min.insync.replicas` 2 and no automatic topics, as in production; time-outs are Kafka's defaults.
+Replication 3, `min.insync.replicas` 2, requests between brokers given up after 10 s and no automatic topics, as in
+production; other time-outs are Kafka's defaults.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from marketdata.engines import jars
 from marketdata.engines.kafka import VERSION, _java
 from marketdata.engines.process import free_port
 from tests.engines import network
-from tests.engines.jvm import die_with_parent
+from tests.engines.lifetime import ending_with_us
 from tests.engines.network import Network
 
 IDS = (1, 2, 3)
@@ -69,10 +69,11 @@ class Brokers:
         arguments = [*_java(print), *HEAP, f"-XX:AOTCache={_template() / 'classes.aot'}", "kafka.Kafka"]
         for broker in ids:
             with (self._home(broker) / "log").open("ab") as log:
+                command = [*self.places[broker].prefix, *arguments, str(self._home(broker) / "server.properties")]
                 self.processes[broker] = subprocess.Popen(
-                    [*self.places[broker].prefix, *arguments, str(self._home(broker) / "server.properties")],
+                    ending_with_us(command),
                     cwd=self._home(broker), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    preexec_fn=die_with_parent if sys.platform == "linux" else None, start_new_session=True,
+                    start_new_session=True,
                 )  # fmt: skip
         self.wait()
 
@@ -130,12 +131,20 @@ class Brokers:
         states = [json.loads(path.read_text()) for path in self.folder.glob("*/data/__cluster_metadata-0/quorum-state")]
         return int(max(states, key=lambda state: state["leaderEpoch"])["leaderId"])
 
-    def leader(self, topic: str, partition: int = 0) -> int:
-        """The broker that leads a partition."""
+    def leader(self, topic: str, partition: int = 0, told_by: int | None = None) -> int:
+        """The broker that leads a partition, as one of them, or any, says."""
         from confluent_kafka.admin import AdminClient
 
-        metadata = AdminClient({"bootstrap.servers": self.addresses, "log_level": 0}).list_topics(topic, timeout=10)
+        asked = self.addresses if told_by is None else self.places[told_by].address
+        metadata = AdminClient({"bootstrap.servers": asked, "log_level": 0}).list_topics(topic, timeout=10)
         return int(metadata.topics[topic].partitions[partition].leader)
+
+    def coordinator(self, group: str) -> int:
+        """The broker that keeps a group's offsets."""
+        from confluent_kafka.admin import AdminClient
+
+        admin = AdminClient({"bootstrap.servers": self.addresses, "log_level": 0})
+        return int(admin.describe_consumer_groups([group])[group].result(10).coordinator.id)
 
     def wait(self) -> None:
         """Wait until every broker that lives knows every other one, and every partition has its replicas in sync.
@@ -223,6 +232,7 @@ def _properties(data: Path, broker: int, places: dict[int, _Place]) -> str:
         "auto.create.topics.enable": "false",
         "default.replication.factor": copies,
         "min.insync.replicas": enough,
+        "request.timeout.ms": "10000",
         "offsets.topic.replication.factor": copies,
         "offsets.topic.num.partitions": "6",
         "transaction.state.log.replication.factor": copies,
@@ -252,9 +262,8 @@ def _template() -> Path:
         log = folder / "log"
         with log.open("wb") as output:
             training = subprocess.Popen(
-                [*java, f"-XX:AOTCacheOutput={folder / 'classes.aot'}", "kafka.Kafka", str(properties)],
+                ending_with_us([*java, f"-XX:AOTCacheOutput={folder / 'classes.aot'}", "kafka.Kafka", str(properties)]),
                 stdout=output, stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
             try:
                 Brokers(folder, alone, None, {1: training}).wait()
