@@ -15,12 +15,14 @@ endif
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/.installed: requirements.lock
+$(BIN)/.installed: requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"error: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; fix: make PYTHON=/path/to/python3.11")'
 	@echo "installing into .venv (once; about 1.6 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)"
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	@# What lists an image's packages asks for it; where jsonschema finds it, each process compiles its grammar for 0.8 s.
+	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python rfc3987-syntax
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -49,7 +51,7 @@ test: setup ## Pass the tests: units, DAG integrity, contracts and the whole pip
 
 .PHONY: test-engines
 test-engines: setup ## Pass the contract suites on three brokers, real Trino and S3, and the faults on them
-	@$(BIN)/pytest -m engines -q
+	@$(BIN)/pytest -m engines -q --numprocesses 2 --dist loadfile
 
 .PHONY: engines-up
 engines-up: setup ## Start three brokers, Trino, S3, PostgreSQL and a schema registry, and print the variables that name them
@@ -65,8 +67,8 @@ test-faults: setup ## Inject every fault with five seeds, and write docs/referen
 	@$(BIN)/python -m tests.faults.figures
 
 .PHONY: test-kubernetes
-test-kubernetes: setup ## Pass the suite on a real Kubernetes (KUBECONFIG's cluster, or one started here: root, Debian, Go)
-	@$(BIN)/pytest -m kubernetes -q
+test-kubernetes: setup ## Pass the suite on a real Kubernetes (KUBECONFIG's cluster, or two started here: root, Debian, Go)
+	@$(BIN)/pytest -m kubernetes -q $(if $(KUBECONFIG),,--numprocesses 2 --dist loadfile)
 
 .PHONY: scan
 scan: setup ## Scan code, image recipe, charts and history; each scanner is first shown something it must find

@@ -67,19 +67,19 @@ def test_three_days_give_three_price_dates_and_a_repetition_changes_nothing(lapt
 
 
 def test_overlapping_backfills_with_killed_tasks_lose_nothing_and_repeat_nothing(laptop):
-    first = laptop.start("backfill", "--from", "2018-12-10", "--to", "2018-12-13")
+    first = laptop.start("backfill", "--from", "2018-12-10", "--to", "2018-12-11")
     for step in ("extract", "publish", "load"):
         victim = until(f"a {step} is under way", lambda step=step: steps_under_way(laptop, step), DEADLINE_SECONDS)[0]
         victim.kill()
-    second = laptop.start("backfill", "--from", "2018-12-12", "--to", "2018-12-14", "--reprocess", "completed")
+    second = laptop.start("backfill", "--from", "2018-12-11", "--to", "2018-12-12", "--reprocess", "completed")
     # One backfill of a DAG at a time is Airflow's rule: whoever comes second is told to try later.
     out, err = second.communicate(timeout=DEADLINE_SECONDS)
     assert second.returncode in (0, 75), out + err
     out, err = first.communicate(timeout=DEADLINE_SECONDS)
     assert first.returncode == 0, out + err
-    laptop.marketdata("backfill", "--from", "2018-12-12", "--to", "2018-12-14", "--reprocess", "completed")
+    laptop.marketdata("backfill", "--from", "2018-12-11", "--to", "2018-12-12", "--reprocess", "completed")
 
     messages, rows, _ = state(laptop)
     assert messages == rows
-    assert len(set(messages)) == len(messages) == 3 + 5
-    assert days(laptop)[3:] == [f"2018-12-{day}" for day in (10, 11, 12, 13, 14)]
+    assert len(set(messages)) == len(messages) == 3 + 3
+    assert days(laptop)[3:] == ["2018-12-10", "2018-12-11", "2018-12-12"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -486,11 +488,22 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        sys.exit(UsageError.exit_code if end.code == 2 else end.code)
+        _end(UsageError.exit_code if end.code == 2 else int(end.code or 0))
     except Exception as error:  # our bug: everything foreseen is a MarketdataError
         log.exception("unforeseen")
         typer.echo(f"error: unforeseen {type(error).__name__}: {error}", err=True)
-        sys.exit(MarketdataError.exit_code)
+        _end(MarketdataError.exit_code)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process with this code, whatever its threads are doing."""
+    if any(thread.daemon for thread in threading.enumerate()):
+        # The interpreter's own end would abort the process where one is in a client's native code: exit code 134.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

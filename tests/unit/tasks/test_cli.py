@@ -48,6 +48,18 @@ def test_wrong_use_is_exit_64_and_says_what(marketdata, arguments, says):
     assert "Traceback" not in "".join(line for line in ended.stderr.splitlines() if not line.startswith("{"))
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["http://someone:hunter2@registry:8081", "https://hunter2@registry/apis/ccompat/v7", "registry:8081", "ftp://registry"],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused_and_never_repeated(marketdata, address):
+    ended = marketdata("topics", "diff", SCHEMA_REGISTRY_URL=address)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 64
+    assert "SCHEMA_REGISTRY_URL" in said
+    assert "hunter2" not in said
+
+
 def test_an_error_is_one_line_and_its_remedy_and_the_traceback_is_in_the_log(marketdata):
     ended = marketdata(*EXTRACT)
     people = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
@@ -81,3 +93,36 @@ def test_an_unforeseen_error_is_exit_70(marketdata, tmp_path):
     ended = marketdata(*EXTRACT, LAKE_URI=f"file://{tmp_path}/lake", MARKETDATA_RESULT="/proc/nowhere/return.json")
     assert ended.returncode == 70
     assert "error: unforeseen" in ended.stderr
+
+
+@pytest.mark.parametrize(("raised", "code"), [("SystemExit(0)", 0), ("UnavailableError('the broker is away')", 69)])
+def test_a_thread_left_in_native_code_changes_no_exit_code(raised, code):
+    program = f"""
+import atexit, sys, threading, time
+import duckdb
+from marketdata.errors import UnavailableError
+from marketdata.tasks import analytics, cli
+
+def work():
+    while True:
+        duckdb.connect().sql("SELECT sum(a.range) FROM range(3000) a, range(3000) b").fetchall()
+
+def leave_it_behind(settings):
+    threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.2)
+    raise {raised}
+
+atexit.register(print, "tidied up")
+analytics.analytics = leave_it_behind
+sys.argv[1:] = ["analytics"]
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (code, "tidied up\n"), ended.stderr
+
+
+def test_no_command_compiles_a_grammar_when_it_starts():
+    """The package is left out by `make setup`: an environment that has it was made in another way."""
+    seen = "import sys, jsonschema; print('rfc3987_syntax' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "False\n"
