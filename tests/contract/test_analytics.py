@@ -236,10 +236,44 @@ def test_every_revision_is_told_at_most_once_and_the_last_one_always(settings: S
     found = told(settings)
     revisions = Counter((message["record_id"], message["batch_id"]) for message in found)
     assert set(revisions.values()) == {1}
-    last = {message["window_start"]: message for message in found}
+    last = {message["window_start"]: message for message in latest(found)}
     assert len(last) == 6
     assert {Decimal(message["total"]) for message in last.values()} == {row[1] for row in windows(settings).values()}
     assert set(last["2024-01-02T12:00:00.000000Z"]) == {column.name for column in COMMODITY_AGGREGATES.columns}
+
+
+def test_revisions_of_one_window_told_by_two_members_may_cross_and_as_of_says_which_is_later(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ticks("70", "71", "72", "73")
+    changes = window_sinks.changes
+    with running(settings) as member, window_store.connected(settings) as postgres:
+        send(settings, *encoded(*rows[:2]), partition=0)
+        until(lambda: len(windows(settings)) == 1)
+        feeds = {feed.partition: feed for feed in member.consumer.feeds}
+        slow, fast = (window_sinks.TopicSink(settings, settings.kafka_topic, feeds[number]) for number in (0, 1))
+
+        def overtaken(*asked: Any) -> Any:
+            found = changes(*asked)
+            monkeypatch.setattr(window_sinks, "changes", changes)
+            send(settings, *encoded(*rows[2:]), partition=1)
+            until(lambda: windows(settings)["WTI", at(0)][0] == 4)
+            assert fast.deliver(postgres) == 1
+            return found
+
+        monkeypatch.setattr(window_sinks, "changes", overtaken)
+        assert slow.deliver(postgres) == 1
+        slow.close()
+        fast.close()
+    found = told(settings)
+    assert [message["count"] for message in found] == [4, 2]
+    assert latest(found) == [found[0]]
+
+
+def latest(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The revision of each window that counts."""
+    ordered = sorted(messages, key=lambda message: datetime.fromisoformat(message["as_of"]))
+    return list({message["record_id"]: message for message in ordered}.values())
 
 
 def test_a_marker_the_client_never_answers_for_is_left_to_itself_and_each_revision_is_told_once(

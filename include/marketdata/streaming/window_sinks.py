@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +166,16 @@ class _Line:
         self._marker = Consumer({**connection(settings), **group}, logger=log)
 
     def take_over(self) -> int:
-        """Fence whoever told these changes before; how far that one came."""
+        """Fence whoever told these changes before; how far that one came.
+
+        A coordinator that was cut off and replaced answers for seconds after it is back with the markers it had, but it
+        can write none (docs/adr/0023). So something is written first, under another name: who takes it knows the rest.
+        """
         from confluent_kafka import TopicPartition
 
         self._producer.init_transactions(ANSWER_SECONDS)
+        written = TopicPartition(self._aggregates, 0, 0)
+        self._within(ANSWER_SECONDS, "barrier", lambda: self._marker.commit(offsets=[written], asynchronous=False))
         (at,) = self._marker.committed([TopicPartition(self._topic, self._partition)], ANSWER_SECONDS)
         return max(at.offset, 0)
 
@@ -198,27 +204,38 @@ class _Line:
         self.told = upto
 
     def _send(self, marker: TopicPartition) -> None:
-        """Add the marker to the transaction.
+        """Add the marker to the transaction."""
 
-        The client's call may never return when the group's coordinator goes away in the middle of it, whatever its own
-        time-out says. It is left to itself then: the next producer of this name fences the one that waits.
+        def send() -> None:
+            group = self._marker.consumer_group_metadata()
+            self._producer.send_offsets_to_transaction([marker], group, MARKER_SECONDS)
+
+        self._within(MARKER_SECONDS + ABORT_SECONDS, "marker", send)
+
+    def _within(self, seconds: float, what: str, call: Callable[[], object]) -> None:
+        """Call the client.
+
+        Its call may never return when the group's coordinator goes away in the middle of it, whatever its own time-out
+        says. It is left to itself then: the next producer of this name fences the one that waits.
+
+        Raises:
+            UnavailableError: it has not returned in time.
         """
         done: Future[None] = Future()
 
-        def send() -> None:
+        def run() -> None:
             try:
-                group = self._marker.consumer_group_metadata()
-                self._producer.send_offsets_to_transaction([marker], group, MARKER_SECONDS)
+                call()
                 done.set_result(None)
             except BaseException as error:
                 done.set_exception(error)
 
-        threading.Thread(target=send, name="marker", daemon=True).start()
+        threading.Thread(target=run, name=what, daemon=True).start()
         try:
-            done.result(MARKER_SECONDS + ABORT_SECONDS)
+            done.result(seconds)
         except TimeoutError:
             brokers = self._settings.require("kafka_brokers")
-            raise unavailable(brokers, "telling aggregates failed", "the marker was not acknowledged") from None
+            raise unavailable(brokers, "telling aggregates failed", f"the {what} was not acknowledged") from None
 
     def _commit(self) -> None:
         self._producer.commit_transaction(ANSWER_SECONDS)
