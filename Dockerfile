@@ -15,16 +15,10 @@ ARG AIRFLOW_BASE=apache/airflow:3.3.2-python3.11
 
 # --- What builds, and is in neither image.
 FROM ${PYTHON_BASE} AS tools
-ENV UV_SYSTEM_CERTS=1
 WORKDIR /build
-COPY requirements.lock ./
-RUN --mount=type=cache,target=/root/.cache \
-    --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
-    sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
-    && python3 -m pip install --quiet --no-cache-dir --require-hashes --target /opt/tools --requirement uv.txt \
-    && grep -oE '^(cyclonedx-bom|hatchling)==[^ ]+' requirements.lock > tools.txt \
-    && /opt/tools/bin/uv pip install --quiet --python "$(command -v python3)" --target /opt/tools \
-       --require-hashes --constraint requirements.lock --requirement tools.txt
+COPY requirements-tools.txt ./
+RUN --mount=type=cache,target=/root/.cache --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m pip install --quiet --require-hashes --target /opt/tools --requirement requirements-tools.txt
 
 # --- Packages of the task image: without their tests, and with bytecode that holds whatever a file's time stamp is.
 FROM ${PYTHON_BASE} AS dependencies

@@ -15,14 +15,12 @@ endif
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/.installed: requirements.lock Makefile
+$(BIN)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"error: Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; fix: make PYTHON=/path/to/python3.11")'
 	@echo "installing into .venv (once; about 1.6 GB)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)"
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
-	@# What lists an image's packages asks for it; where jsonschema finds it, each process compiles its grammar for 0.8 s.
-	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python rfc3987-syntax
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -90,20 +88,22 @@ check: setup ## Lint, types, import directions, generated files
 .PHONY: check-lock
 check-lock: setup
 	@$(MAKE) --no-print-directory lock DESTINATION=build/lock
-	@for file in requirements.lock requirements.txt requirements-task.txt; do \
+	@for file in requirements.lock requirements.txt requirements-task.txt requirements-tools.txt; do \
 	  diff -u $$file build/lock/$$file || { echo "error: $$file is stale; fix: make lock"; exit 1; }; done
 
-# `requirements.lock` is every group together; the images' files are cut from it and can hold nothing else.
+# `requirements.lock` is what is installed here; what the images hold is cut from it. What builds them is resolved within it,
+# and its own packages by what its file has already.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --custom-compile-command "make lock"
 DESTINATION ?= .
 .PHONY: lock
 lock: ## Renew requirements.lock within pyproject.toml's bounds, and the images' requirement files cut from it
 	@mkdir -p $(DESTINATION)
-	@test $(DESTINATION) = . || cp requirements.lock $(DESTINATION)/
+	@test $(DESTINATION) = . || cp requirements.lock requirements-tools.txt $(DESTINATION)/
 	@$(COMPILE) pyproject.toml --group airflow --group task --group embedded --group dev $(if $(UPGRADE),--upgrade) -o $(DESTINATION)/requirements.lock
 	@$(COMPILE) pyproject.toml --group airflow --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements.txt
 	@$(COMPILE) pyproject.toml --group task --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements-task.txt
+	@$(COMPILE) --group tools --no-annotate --constraint $(DESTINATION)/requirements.lock $(if $(UPGRADE),--upgrade) -o $(DESTINATION)/requirements-tools.txt
 
 .PHONY: lock-scanners
 lock-scanners: setup ## Renew the scanners' own lock

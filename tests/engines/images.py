@@ -31,7 +31,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mark
 TIMESTAMP = 1_580_601_600
 """Of every file and of the images themselves, in seconds: the same sources give the same digest."""
 
-_ALWAYS = ("Dockerfile", ".dockerignore", "include", "pyproject.toml", "README.md", "requirements.lock")
+_ALWAYS = ("Dockerfile", ".dockerignore", "include", "pyproject.toml", "README.md", "requirements-tools.txt")
 SOURCES = {
     "task": (*_ALWAYS, "expectations", "requirements-task.txt"),
     "airflow": (*_ALWAYS, "dags", "plugins", "requirements.txt"),
