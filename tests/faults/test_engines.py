@@ -134,7 +134,7 @@ def test_two_starts_at_once_start_each_engine_once(home: Path) -> None:
 def test_a_second_start_is_nothing_to_wait_for(running: Settings) -> None:
     began = time.monotonic()
     again = engines.up(Settings())
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 2
     assert again == running
 
 

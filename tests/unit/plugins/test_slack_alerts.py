@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -169,16 +170,16 @@ def test_without_a_connection_alerts_are_off_and_say_so_once(
 def test_a_listener_waits_for_nobody(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     teller = plugin.Teller()
     monkeypatch.setattr(plugin, "_teller", teller)
-    monkeypatch.setattr(teller, "look", lambda: time.sleep(1))
+    answered = threading.Event()
+    monkeypatch.setattr(teller, "look", lambda: answered.wait(60))
     monkeypatch.setattr(plugin, "FLUSH_SECONDS", 0)
     run = SimpleNamespace(dag_id="dag", run_id="run")
-    slowest = 0.0
+    started = time.monotonic()
     for _ in range(50):
-        started = time.perf_counter()
         plugin.on_dag_run_failed(dag_run=run, msg="task_failure")
-        slowest = max(slowest, time.perf_counter() - started)
+    assert time.monotonic() - started < 30
     teller._heard.clear()
-    assert slowest < 0.1
+    answered.set()
 
 
 def test_without_postgres_a_failure_is_told_from_memory_once(
@@ -236,14 +237,14 @@ def test_a_missed_deadline_is_told_directly_where_there_is_no_postgres(
 
 
 def test_a_fork_waits_for_the_teller_but_not_for_slack(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "FORK_WAITS_SECONDS", 0.2)
+    monkeypatch.setattr(plugin, "FORK_WAITS_SECONDS", 60)
     guard = plugin.ForkGuard()
     with guard:
         started = time.monotonic()
         with guard.open():
             guard._before()
             guard._after()
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 30
     guard._before()
     assert guard._held
     guard._after()
