@@ -17,8 +17,8 @@ ARG AIRFLOW_BASE=apache/airflow:3.3.2-python3.11
 FROM ${PYTHON_BASE} AS tools
 WORKDIR /build
 COPY requirements-tools.txt ./
-RUN --mount=type=cache,target=/root/.cache --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -m pip install --quiet --require-hashes --target /opt/tools --requirement requirements-tools.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m pip install --quiet --no-cache-dir --require-hashes --target /opt/tools --requirement requirements-tools.txt
 
 # --- Packages of the task image: without their tests, and with bytecode that holds whatever a file's time stamp is.
 FROM ${PYTHON_BASE} AS dependencies
