@@ -92,12 +92,13 @@ def airflow_base() -> str:
 
 def archive(name: str) -> Path:
     """A Docker archive of an image; only the newest one of each repository is kept."""
-    repository = CACHE / name.partition(":")[0].replace("/", "_")
-    repository.mkdir(parents=True, exist_ok=True)
-    file = repository / f"{_id(name)}.tar"
+    repository, _, tag = name.partition(":")
+    folder = CACHE / repository.replace("/", "_")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{tag}-{_id(name)}.tar"  # other sources may give the same image: the archive also holds the name
     with _lock():
         if not file.exists():
-            for older in repository.iterdir():
+            for older in folder.iterdir():
                 older.unlink()
             forming = file.with_suffix(".forming")
             _buildah("push", "--quiet", name, f"docker-archive:{forming}:{name}")
