@@ -96,12 +96,12 @@ def test_what_a_dead_load_staged_is_cleaned_up(settings_of: SettingsOf, monkeypa
     assert left
     monkeypatch.undo()
 
-    lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-03", batch="b2")]))
+    lakehouse.maintain(COMMODITY_PRICES, timedelta(days=30))
     assert {folder.name for folder in staging.iterdir()} == left, "a load that may be running is left alone"
     monkeypatch.setattr(through_trino, "STALE_AFTER", timedelta(0))
-    lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price("2024-01-04", batch="b3")]))
+    lakehouse.maintain(COMMODITY_PRICES, timedelta(days=30))
     assert not left & {folder.name for folder in staging.iterdir()}
-    assert len(contents(lakehouse)) == 3
+    assert len(contents(lakehouse)) == 1
 
 
 def test_a_load_is_not_failed_by_what_it_cannot_clean_up(
@@ -110,12 +110,16 @@ def test_a_load_is_not_failed_by_what_it_cannot_clean_up(
     settings = settings_of("trino")
     lakehouse = through_trino.TrinoLakehouse(settings)
 
-    def fails(*_: object) -> list[str]:
-        raise UnavailableError("Trino has restarted", "")
+    run = through_trino.TrinoLakehouse._run
 
-    monkeypatch.setattr(through_trino.TrinoLakehouse, "_names", fails)
+    def drops_nothing(self: through_trino.TrinoLakehouse, statement: str, *parameters: Any) -> list[Any]:
+        if statement.startswith("DROP TABLE"):
+            raise UnavailableError("Trino has restarted", "")
+        return run(self, statement, *parameters)
+
+    monkeypatch.setattr(through_trino.TrinoLakehouse, "_run", drops_nothing)
     assert lakehouse.load(COMMODITY_PRICES, batch_of(settings, [price()])).inserted == 1
-    assert "staged rows stay until the next load" in caplog.text
+    assert "staged rows stay until maintenance" in caplog.text
 
 
 def test_a_first_load_brings_forty_years_of_months(settings_of: SettingsOf) -> None:

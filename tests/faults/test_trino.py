@@ -305,7 +305,7 @@ def test_trino_is_killed_in_the_middle_of_a_load(
     recovered = drill.during(killed, trino.start)
     drill.verify()
     monkeypatch.setattr(through_trino, "STALE_AFTER", timedelta(0))  # the killed load's own age is seconds
-    open_lakehouse(settings).load(COMMODITY_PRICES, batch_of(settings, [price("2023-01-01", batch="b3")]))
+    open_lakehouse(settings).maintain(COMMODITY_PRICES, timedelta(days=30))
     assert staged(settings) == []
     statement = words.split()[-1 if "EXECUTE" in words else 0]
     figures.record(

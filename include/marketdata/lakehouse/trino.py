@@ -157,7 +157,7 @@ class TrinoLakehouse:
         if not self._columns(dataset):
             return None
         self._refuse_other_writer(dataset)
-        self._drop_stale_staging(datetime.now(UTC))
+        self._drop_stale_staging()
         sweep(self._settings, f"{self._lake_uri}/staging")
         before = self._count(dataset, "$files")
         self._alter(dataset, "optimize")
@@ -171,19 +171,16 @@ class TrinoLakehouse:
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
         from concurrent.futures import ThreadPoolExecutor
 
-        started, began = time.monotonic(), datetime.now(UTC)
+        started = time.monotonic()
         with ThreadPoolExecutor(1) as beside:
             ready = beside.submit(self._make_ready, dataset)
             with self._staged(dataset, source) as staged:
                 ready.result()
-                stale = beside.submit(self._drop_stale_staging, began)
                 merge = self._insist(dataset, lambda: self._merge_staged(dataset, staged))
                 looked_up = beside.submit(self._commit_of, dataset, merge.query_id)
                 outcomes = (
                     self._outcomes(dataset, staged, looked_up.result().before) if merge.changed < staged.rows else None
                 )
-            with self._tidying(self._staging):
-                stale.result()
             commit = looked_up.result()
         if outcomes is None:
             outcomes = [merge.changed - commit.updated, commit.updated, 0, 0, 0]
@@ -318,11 +315,17 @@ class TrinoLakehouse:
                     self._drop(staging)
 
     def _create_staging(self, dataset: Dataset, staging: str, folder: str) -> None:
-        self._create_schema(self._staging)
-        self._run(
+        statement = (
             f"CREATE TABLE {staging} ({', '.join(_definitions(dataset))})"
             f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
         )
+        try:
+            self._run(statement)
+        except UsageError as refusal:
+            if _trino_calls(refusal) != "NOT_FOUND":
+                raise
+            self._create_schema(self._staging)
+            self._run(statement)
 
     def _refuse_twins(self, dataset: Dataset, staging: str) -> None:
         identity = shape(dataset).identity
@@ -334,28 +337,23 @@ class TrinoLakehouse:
             )
 
     def _drop(self, staging: str) -> None:
-        """Drop a staging table and its files."""
-        with self._tidying(staging):
-            self._run(f"DROP TABLE IF EXISTS {staging}")
-
-    def _drop_stale_staging(self, now: datetime) -> None:
-        """Drop what loads staged that were killed."""
-        for name in self._names(self._staging):
-            started = name.split("_")[-2] if name.count("_") >= 2 else ""
-            if started.isdigit() and len(started) == 14:
-                age = now.replace(microsecond=0) - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
-                if age > STALE_AFTER:
-                    self._drop(identifier(self._catalog, self._staging, name))
-
-    @contextmanager
-    def _tidying(self, what: str) -> Iterator[None]:
-        """A failure to remove what was staged is left to the next load: this one may be committed."""
+        """Drop a staging table and its files; a failure is left to maintenance: the load may be committed."""
         from trino.exceptions import Error
 
         try:
-            yield
+            self._run(f"DROP TABLE IF EXISTS {staging}")
         except (MarketdataError, Error) as error:
-            log.warning("staged rows stay until the next load", extra={"staging": what, "error": first_line(error)})
+            log.warning("staged rows stay until maintenance", extra={"staging": staging, "error": first_line(error)})
+
+    def _drop_stale_staging(self) -> None:
+        """Drop what loads staged that were killed."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        for name in self._names(self._staging):
+            started = name.split("_")[-2] if name.count("_") >= 2 else ""
+            if started.isdigit() and len(started) == 14:
+                age = now - datetime.strptime(started, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+                if age > STALE_AFTER:
+                    self._drop(identifier(self._catalog, self._staging, name))
 
     def _refuse_other_writer(self, dataset: Dataset) -> None:
         writer = self._writer(dataset)
@@ -390,7 +388,7 @@ class TrinoLakehouse:
         try:
             return str(self._run(f"SHOW CREATE TABLE {self._table(dataset)}")[0][0])
         except UsageError as refusal:
-            if getattr(refusal.__cause__, "error_name", None) not in {"TABLE_NOT_FOUND", "SCHEMA_NOT_FOUND"}:
+            if _trino_calls(refusal) not in {"TABLE_NOT_FOUND", "SCHEMA_NOT_FOUND"}:
                 raise
             return ""
 
@@ -633,6 +631,10 @@ def _trino_type(column: Column) -> str:
 def _as_trino_says(uri: str) -> str:
     """Trino's procedures know the local file system by a scheme of its own."""
     return f"local://{uri.removeprefix('file://')}" if uri.startswith("file://") else uri
+
+
+def _trino_calls(refusal: UsageError) -> str | None:
+    return getattr(refusal.__cause__, "error_name", None)
 
 
 def _lost_race(error: BaseException) -> bool:
