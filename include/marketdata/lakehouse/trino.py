@@ -315,17 +315,19 @@ class TrinoLakehouse:
                     self._drop(staging)
 
     def _create_staging(self, dataset: Dataset, staging: str, folder: str) -> None:
-        statement = (
-            f"CREATE TABLE {staging} ({', '.join(_definitions(dataset))})"
-            f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
-        )
+        def create() -> None:
+            self._run(
+                f"CREATE TABLE {staging} ({', '.join(_definitions(dataset))})"
+                f" WITH (format = 'PARQUET', format_version = 2, location = {text(folder)})"
+            )
+
         try:
-            self._run(statement)
+            create()
         except UsageError as refusal:
             if _trino_calls(refusal) != "NOT_FOUND":
                 raise
             self._create_schema(self._staging)
-            self._run(statement)
+            create()
 
     def _refuse_twins(self, dataset: Dataset, staging: str) -> None:
         identity = shape(dataset).identity
