@@ -20,6 +20,7 @@ from confluent_kafka import Producer
 from marketdata.batches import Lake
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.engines import endpoints
+from marketdata.engines.process import ended
 from marketdata.errors import BadDataError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.operations import drill, proof, scenarios
@@ -235,7 +236,7 @@ def test_a_drill_that_was_killed_is_healed_and_cleared_by_its_run(settings: Sett
         assert consumers
         process.send_signal(signal.SIGKILL)
         process.wait()
-        until("its consumers have ended with it", lambda: not any(_runs(one) for one in consumers))
+        until("its consumers have ended with it", lambda: all(ended(one) for one in consumers))
     finally:
         process.kill()
         process.wait()
@@ -252,10 +253,6 @@ def _broker() -> psutil.Process:
     found = process.find() if process else None
     assert found is not None
     return found
-
-
-def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_every_scenario_says_how_it_is_struck_or_where_it_is_shown(settings: Settings) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from marketdata import engines
 from marketdata.engines import endpoints
-from marketdata.engines.process import MARK
+from marketdata.engines.process import MARK, end, ended
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings, endpoint_file
 
 UP = "from marketdata import engines; from marketdata.settings import Settings; engines.up(Settings(), say=print)"
@@ -54,9 +54,7 @@ def pid_of(name: str) -> int:
 
 
 def kill(pid: int) -> None:
-    process = psutil.Process(pid)
-    process.kill()
-    wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    end([psutil.Process(pid)])
 
 
 def wait_for(condition: Any, seconds: float = 30) -> None:
@@ -71,7 +69,7 @@ def processes_of(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK, "").startswith(str(folder)) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK, "").startswith(str(folder)) and not ended(process):
                 found.append(" ".join(process.cmdline()))
         except (psutil.Error, OSError):
             continue
@@ -275,13 +273,13 @@ def test_a_killed_scheduler_comes_back_and_its_orphans_do_not_stay(running: Sett
     engines.up(Settings(), ["airflow"])
     after = {name: pid_of(f"airflow-{name}") for name in before}
     assert {name for name in before if before[name] != after[name]} == {"scheduler"}
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in orphans)
+    assert all(ended(process) for process in orphans)
     assert engines.down(Settings(), ["airflow"]) == ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor"]
     assert not any("airflow" in command for command in processes_of(home))
 
 
 def _mark(process: psutil.Process) -> str:
     try:
-        return process.environ().get(MARK, "") if process.status() != psutil.STATUS_ZOMBIE else ""
+        return process.environ().get(MARK, "") if not ended(process) else ""
     except (psutil.Error, OSError):
         return ""

@@ -41,7 +41,7 @@ class ProcessId:
         try:
             process = psutil.Process(self.pid)
             same = abs(started_at(process) - self.created) < 0.5
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if same and not ended(process) else None
         except psutil.Error:
             return None
 
@@ -138,16 +138,21 @@ def end(processes: Sequence[psutil.Process]) -> None:
 def _still_alive(processes: Sequence[psutil.Process], seconds: float) -> Sequence[psutil.Process]:
     """Wait for their end; a zombie has ended, whenever the system's first process gets round to noticing."""
     deadline = time.monotonic() + seconds
-    while processes := [process for process in processes if not _ended(process)]:
+    while processes := [process for process in processes if not ended(process)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.02)
     return processes
 
 
-def _ended(process: psutil.Process) -> bool:
+def ended(process: psutil.Process) -> bool:
+    """Whether a process holds nothing any more.
+
+    The first thread of a killed process may be a zombie while others still give back its memory; until the last has
+    gone, its ports and its locks on files are taken.
+    """
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return not process.is_running() or (process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
     except psutil.NoSuchProcess:
         return True
 

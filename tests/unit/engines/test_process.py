@@ -18,6 +18,7 @@ from marketdata.engines.launch import started_at
 from marketdata.engines.process import (
     PORTS,
     ProcessId,
+    end,
     environment_of,
     free_port,
     last_words,
@@ -95,6 +96,27 @@ def test_a_zombie_is_dead() -> None:
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert identity.find() is None
+
+
+HOLDING = """
+import socket, sys, threading, time
+listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+memory = b"x" * (256 << 20)
+for _ in range(50):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_is_alive_until_its_last_thread_has_let_go_of_its_port() -> None:
+    port = free_port()
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", HOLDING, str(port)], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"up\n"
+            end([psutil.Process(child.pid)])
+            assert free_port(port) == port
 
 
 def test_stop_asks_first_and_kills_the_deaf(engine: Path) -> None:
