@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,9 @@ LOOPBACK = "127.0.0.1"
 
 PORTS = range(20_000, 32_000)
 """Below the ports that systems give to outgoing connections, so that none of those takes ours between two starts."""
+
+_turns = itertools.count(random.randrange(len(PORTS)))  # noqa: S311 - a port is no secret
+"""From here on each port has its turn before any has a second one: who was given one may not listen on it yet."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def free_port(preferred: int | None = None, host: str = LOOPBACK) -> int:
     Raises:
         UnavailableError: there is none.
     """
-    for port in ([preferred] if preferred else []) + random.sample(PORTS, 50):
+    others = (PORTS[turn % len(PORTS)] for turn in itertools.islice(_turns, 50))
+    for port in itertools.chain([preferred] if preferred else [], others):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -157,6 +157,11 @@ def test_the_preferred_port_is_kept_unless_somebody_has_it() -> None:
     assert not listens(f"127.0.0.1:{port}")
 
 
+def test_a_port_that_was_given_is_not_given_again_before_anybody_listens_on_it() -> None:
+    given = [free_port() for _ in range(500)]
+    assert len(set(given)) == len(given)
+
+
 def test_last_words_leave_out_stack_frames(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_words(log) == "it wrote no log"
