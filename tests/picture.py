@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.engines.monitoring import MONITORING, monitoring, wait_for
+from tests.engines.monitoring import MONITORING, monitoring
 from tests.laptop import Laptop
+from tests.waiting import until
 
 BOARD = MONITORING / "dashboards" / "commodity-price-pipeline.json"
 JOB = "{job='commodity-price-pipeline'}"
@@ -60,7 +61,7 @@ def draw(target: Path) -> None:
                     else:
                         laptop.marketdata("run", "--start", days[0], "--end", days[1])
                     runs = f"batch_jobs_total{JOB}"
-                    wait_for(lambda n=number, q=runs: watching.prometheus.value(q) == n, 20, "the run to be scraped")
+                    until("the run is scraped", lambda n=number, q=runs: watching.prometheus.value(q) == n)
                     began = began or time.time() - 10  # before, the engines had to start
                     sys.stderr.write(f"run {number} of {len(DAYS)}\n")
                 target.parent.mkdir(parents=True, exist_ok=True)

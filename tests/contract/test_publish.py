@@ -30,6 +30,7 @@ from marketdata.streaming.consume import read_back
 from marketdata.streaming.publish import Published, producer_settings, publish
 from tests.contract.prices import EARLY, LATE, batch_of, price
 from tests.contract.topic import ends, held, held_of, identities, own_topic, state
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -658,9 +659,7 @@ def test_a_topic_made_anew_starts_anew(remembered: Settings) -> None:
     names = [settings.kafka_topic, f"{settings.kafka_topic}-ledger"]
     for future in cluster.admin.delete_topics(names).values():
         outcome(future, cluster, "deleting")
-    deadline = time.monotonic() + 20
-    while set(names) & set(reach(settings).metadata.topics):
-        assert time.monotonic() < deadline
+    until("both topics have gone", lambda: not set(names) & set(reach(settings).metadata.topics))
     topics.apply(settings)
     assert counts(run(settings, *days(20, batch="b2", as_of=LATE))) == (20, 0, 0)
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,7 @@ import yaml
 
 from marketdata.engines.process import free_port
 from tests.engines.lifetime import ending_with_us
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -52,7 +53,7 @@ def running(command: Sequence[str], ready: str, folder: Path, seconds: float = 2
             ending_with_us(command), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        wait_for(lambda: process.poll() is not None or _answers(ready), seconds, f"{name} to answer")
+        until(f"{name} answers", lambda: process.poll() is not None or _answers(ready), seconds)
         if process.poll() is not None:
             raise RuntimeError(f"{name} did not start: {log.read_text(errors='replace')[-2000:]}")
         yield
@@ -63,16 +64,6 @@ def running(command: Sequence[str], ready: str, folder: Path, seconds: float = 2
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What `condition` says as soon as it says something true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain for {what}")
-        time.sleep(0.05)
-    return found
 
 
 @dataclass(frozen=True)

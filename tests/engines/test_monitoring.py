@@ -25,7 +25,8 @@ from marketdata import engines
 from marketdata import settings as settings_module
 from marketdata.observability.runs import recorded
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
-from tests.engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require, wait_for
+from tests.engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require
+from tests.waiting import until
 
 DAG = "commodity-price-pipeline"
 HOLD = "2s"
@@ -106,24 +107,24 @@ def test_a_failed_run_becomes_an_alert_in_slack(
 ) -> None:
     failed = f"batch_jobs_failed_total{{job='{DAG}'}}"
     listener.on_starting(component=type("Job", (), {})())
-    wait_for(lambda: stack.prometheus.value(failed) == 0, 20, "the counters at 0")
+    until("the counters are at 0", lambda: stack.prometheus.value(failed) == 0)
     record_run(settings, "good")
     listener.on_dag_run_success(dag_run=dag_run("good", minutes_ago=1))
-    wait_for(lambda: stack.prometheus.value(f"batch_jobs_total{{job='{DAG}'}}") == 1, 20, "the successful run")
+    until("the successful run is scraped", lambda: stack.prometheus.value(f"batch_jobs_total{{job='{DAG}'}}") == 1)
     assert "CommodityPipelineFailure" not in stack.prometheus.alerts()
 
     ended = time.time()
     listener.on_dag_run_failed(dag_run=dag_run("bad"))
     seconds = {"pushed": time.time() - ended}
-    wait_for(lambda: stack.prometheus.value(failed) == 1, 20, "the failure to be scraped")
+    until("the failure is scraped", lambda: stack.prometheus.value(failed) == 1)
     seconds["scraped"] = time.time() - ended
-    wait_for(lambda: "CommodityPipelineFailure" in stack.prometheus.alerts(), 20, "the alert to fire")
+    until("the alert fires", lambda: "CommodityPipelineFailure" in stack.prometheus.alerts())
     seconds["firing"] = time.time() - ended
 
     def told() -> list[tuple[float, dict[str, Any]]]:
         return [(at, body) for at, body in stack.webhook.received if "CommodityPipelineFailure" in json.dumps(body)]
 
-    ((at, body),) = wait_for(told, 30, "the message in Slack")
+    ((at, body),) = until("the message is in Slack", told)
     seconds["in Slack"] = at - ended
     text = json.dumps(body)
     assert "Commodity price pipeline failed" in text
@@ -136,30 +137,30 @@ def test_a_failed_run_becomes_an_alert_in_slack(
 
 
 def test_the_lesser_alert_is_held_back_while_the_greater_one_fires(stack: Monitoring) -> None:
-    wait_for(lambda: "BatchJobLastRunFailed" in stack.prometheus.alerts(), 20, "the lesser alert to fire")
+    until("the lesser alert fires", lambda: "BatchJobLastRunFailed" in stack.prometheus.alerts())
 
     def inhibited() -> bool:
         answer = requests.get(f"{stack.alertmanager}/api/v2/alerts", timeout=10).json()
         found = {alert["labels"]["alertname"]: alert["status"] for alert in answer}
         return bool(found.get("BatchJobLastRunFailed", {}).get("inhibitedBy"))
 
-    wait_for(inhibited, 20, "the lesser alert to be inhibited")
+    until("the lesser alert is inhibited", inhibited)
     assert not [body for _, body in stack.webhook.received if "BatchJobLastRunFailed" in json.dumps(body)]
 
 
 def test_an_engine_that_goes_away_is_told(settings: Settings, stack: Monitoring) -> None:
-    assert wait_for(lambda: stack.prometheus.value("probe_success{engine='postgres'}") == 1, 20, "the probe to succeed")
+    assert until("the probe succeeds", lambda: stack.prometheus.value("probe_success{engine='postgres'}") == 1)
     assert "EngineUnreachable" not in stack.prometheus.alerts()
     engines.down(settings, ["postgres"])
     try:
-        wait_for(lambda: "EngineUnreachable" in stack.prometheus.alerts(), 30, "the alert to fire")
+        until("the alert fires", lambda: "EngineUnreachable" in stack.prometheus.alerts())
     finally:
         engines.up(Settings(), ["postgres"])
-    wait_for(lambda: "EngineUnreachable" not in stack.prometheus.alerts(), 30, "the alert to end")
+    until("the alert ends", lambda: "EngineUnreachable" not in stack.prometheus.alerts())
 
 
 def test_every_rule_is_evaluated_without_an_error(stack: Monitoring) -> None:
-    wait_for(stack.prometheus.healthy_rules, 30, "all rules to have been evaluated")
+    until("all rules have been evaluated", stack.prometheus.healthy_rules)
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
@@ -181,7 +182,7 @@ def test_a_dashboard_is_valid_fresh_and_each_of_its_queries_returns_data(
             expression = target["expr"]
             ask = stack.prometheus.query if target["instant"] else lambda e: stack.prometheus.range(e, 60)
             try:
-                wait_for(lambda ask=ask, e=expression: ask(e), 10, expression)
+                until(expression, lambda ask=ask, e=expression: ask(e))
             except AssertionError:
                 empty.append(f"{panel['title']}: {expression}")
     assert not empty
@@ -238,7 +239,7 @@ def test_airflow_itself_calls_the_plugin_and_a_lost_run_is_found_in_its_metadata
         lines = [line for line in pushed.splitlines() if 'job="metrics-probe"' in line]
         return {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
-    found = wait_for(lambda: counts() if counts().get("batch_jobs_total") == 2 else None, 20, "both runs to be counted")
+    found = until("both runs are counted", lambda: counts() if counts().get("batch_jobs_total") == 2 else None)
     assert found["batch_jobs_success_total"] == found["batch_jobs_failed_total"] == 1
     assert found["batch_job_last_run_success"] == 1
     with psycopg.connect(settings.require("postgres_dsn")) as connection:

@@ -72,11 +72,8 @@ class Publisher:
             raise self.failure
 
     def wait_for(self, condition: Callable[[list[Committed]], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition(self.committed):
-            assert self._thread.is_alive(), self.failure
-            assert time.monotonic() < deadline, "nothing was published in time"
-            time.sleep(0.01)
+        until("enough is published", lambda: condition(self.committed) or not self._thread.is_alive(), PATIENCE)
+        assert self._thread.is_alive(), self.failure
 
     def _run(self) -> None:
         try:
@@ -131,10 +128,11 @@ class Reader:
 
     def end(self, records: int) -> None:
         """Stop when this many records have been seen; more would be seen too, for a moment is waited."""
-        deadline = time.monotonic() + PATIENCE
-        while self.failure is None and sum(len(one.records) for one in list(self.seen.values())) < records:
-            assert time.monotonic() < deadline, "the reader has not seen everything in time"
-            time.sleep(0.05)
+
+        def read() -> int:
+            return sum(len(one.records) for one in list(self.seen.values()))
+
+        until("the reader has seen everything", lambda: self.failure or read() >= records, PATIENCE, but=read)
         self._ended.set()
         self._thread.join(PATIENCE)
         if self.failure:

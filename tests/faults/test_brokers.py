@@ -281,11 +281,7 @@ def test_a_frozen_publisher_that_wakes_up_after_its_replacement_is_fenced(settin
         text=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while psutil.Process(zombie.pid).status() != psutil.STATUS_STOPPED:
-            assert zombie.poll() is None, zombie.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until("it sleeps", lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_STOPPED, but=zombie.poll)
         assert held(settings) == []
         assert publish(COMMODITY_PRICES, batch, settings).published == 28
         zombie.send_signal(signal.SIGCONT)

@@ -20,6 +20,7 @@ from marketdata import engines
 from marketdata.engines import endpoints
 from marketdata.engines.process import MARK, end, ended
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings, endpoint_file
+from tests.waiting import until
 
 UP = "from marketdata import engines; from marketdata.settings import Settings; engines.up(Settings(), say=print)"
 
@@ -53,15 +54,12 @@ def pid_of(name: str) -> int:
     return pid
 
 
+def state_of(name: str) -> str:
+    return {line.name: line.state for line in engines.status(Settings())}[name]
+
+
 def kill(pid: int) -> None:
     end([psutil.Process(pid)])
-
-
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -150,7 +148,7 @@ def test_a_killed_broker_comes_back_with_what_it_acknowledged(running: Settings)
     topic = create_topic(running)
     publish(running, topic, "before")
     kill(pid_of("kafka"))
-    assert {line.name: line.state for line in engines.status(running)}["kafka"] == "dead"
+    assert state_of("kafka") == "dead"
 
     again = engines.up(Settings())
     assert again.kafka_brokers == running.kafka_brokers
@@ -176,7 +174,7 @@ def test_a_killed_server_process_of_postgres_is_its_own_affair(running: Settings
         except psycopg.OperationalError:
             return False
 
-    wait_for(answers)
+    until("PostgreSQL answers", answers)
     assert engines.up(Settings()) == running
 
 
@@ -223,7 +221,7 @@ def test_after_a_reboot_everything_stale_names_somebody_else(running: Settings, 
     query(running, f"CREATE TABLE {table} AS SELECT 1 AS one")
     for name in ("kafka", "postgres"):
         kill(pid_of(name))
-    wait_for(lambda: not processes_of(home))
+    until("all have gone", lambda: not processes_of(home))
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"]) as foreign:
         file = endpoint_file()
         file.write_text(file.read_text().replace(f'"pid": {pid_of("kafka")}', f'"pid": {foreign.pid}'))
@@ -265,7 +263,7 @@ def test_a_killed_scheduler_comes_back_and_its_orphans_do_not_stay(running: Sett
     engines.up(Settings(), ["airflow"])
     before = {name: pid_of(f"airflow-{name}") for name in ("api-server", "scheduler", "dag-processor")}
     os.kill(before["scheduler"], signal.SIGKILL)
-    wait_for(lambda: {line.name: line.state for line in engines.status(running)}["airflow-scheduler"] == "dead")
+    until("it is dead", lambda: state_of("airflow-scheduler") == "dead")
     scheduler = str(home / "engines" / "airflow" / "scheduler")
     orphans = [process for process in psutil.process_iter() if _mark(process) == scheduler]
     assert orphans  # its task workers, which wait for ever

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 DAY = Interval(date(2020, 4, 20), date(2020, 4, 21))
 NOW = datetime(2020, 4, 22, tzinfo=UTC)
-LIMITS = Limits(connect_seconds=2, read_seconds=2, response_seconds=5, retries=0)
+LIMITS = Limits(retries=0)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from marketdata.engines.process import (
     wait_until,
 )
 from marketdata.errors import UnavailableError
+from tests.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 STUBBORN = [
@@ -50,10 +50,7 @@ def start(command: list[str], engine: Path) -> ProcessId:
 
 
 def wait_for_log(engine: Path, text: str) -> None:
-    deadline = time.monotonic() + 10
-    while text not in (engine / "log").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(f"it says {text}", lambda: text in (engine / "log").read_text())
 
 
 def test_a_launched_program_is_nobodys_child_leads_its_session_and_writes_its_log(engine: Path) -> None:

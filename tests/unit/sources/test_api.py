@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(60)
 
 KEY = "sesame-4711"
 DAY = Interval(date(2020, 4, 20), date(2020, 4, 21))
-QUICK = Limits(connect_seconds=2, read_seconds=0.3, response_seconds=1, backoff_seconds=0.01, max_pages=50)
+QUICK = Limits(backoff_seconds=0.01, max_pages=50)
 DATE = "Mon, 20 Apr 2020 22:00:00 GMT"
 
 
