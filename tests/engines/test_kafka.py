@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from marketdata.engines.process import ended
 from tests.conftest import ROOT
 from tests.engines import network as networks
 from tests.engines.kafka import IDS, Brokers
@@ -106,12 +106,11 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_and_the_living_are_le
     left = Network(number, 1)
     assert (NAMESPACES / left.namespace(1)).exists()
     assert number != net.number
-    os.kill(pid, 0)
+    sleeper = psutil.Process(pid)
 
     with network(1) as mine:
         assert mine.number != net.number
-        state = Path(f"/proc/{pid}/stat")
-        until("it has gone", lambda: not state.exists() or "Z" in state.read_text().split())
+        until("it has gone", lambda: ended(sleeper))
         assert mine.number == number or not (NAMESPACES / left.namespace(1)).exists()
         assert survivor.ask("still there")
     survivor.heard()

@@ -22,7 +22,7 @@ import requests
 from marketdata import engines
 from marketdata.observability import outcomes
 from marketdata.observability.outcomes import Outcome
-from marketdata.observability.push import BUDGET_SECONDS, Courier
+from marketdata.observability.push import BUDGET_SECONDS, REFILL_SECONDS, Courier
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from tests.engines.monitoring import pushgateway
 from tests.waiting import until
@@ -179,16 +179,34 @@ def hanging() -> Iterator[int]:
         yield silent.getsockname()[1]
 
 
+def waits(courier: Courier) -> list[float]:
+    """Seconds that each of a courier's callers waits from now on, but not those by which it is woken late."""
+    waited: list[float] = []
+    wait = courier._idle.wait
+
+    def listed(seconds: float) -> bool:
+        began = time.monotonic()
+        idle = wait(seconds)
+        waited.append(min(seconds, time.monotonic() - began))
+        return idle
+
+    courier._idle.wait = listed
+    return waited
+
+
 def test_twenty_runs_that_end_while_the_gateway_hangs_hold_their_caller_up_for_two_seconds_in_all(
     settings: Settings,
 ) -> None:
     gateway = settings.require("pushgateway_url")
     with hanging() as port:
         courier = Courier(settings.model_copy(update={"pushgateway_url": f"http://127.0.0.1:{port}"}), Airflow())
+        waited = waits(courier)
         began = time.monotonic()
         for number in range(20):
             courier.ended(outcome(f"run-{number}", minute=number))
         took = time.monotonic() - began
+    assert len(waited) == 20
+    assert sum(waited) <= BUDGET_SECONDS * (1 + took / REFILL_SECONDS)
     assert took < 5 * BUDGET_SECONDS, f"{took:.2f} s"
     until("the thread ends", lambda: courier._thread is None)
     courier._gateway = gateway
@@ -204,9 +222,11 @@ def test_a_hanging_database_holds_nobody_up_and_loses_nothing(
     real = courier._dsn
     with hanging() as port:
         courier._dsn = f"postgresql://nobody@127.0.0.1:{port}/none"
+        waited = waits(courier)
         began = time.monotonic()
         courier.ended(outcome(state="failed"))
         assert time.monotonic() - began < 3
+        assert sum(waited) <= BUDGET_SECONDS
         until("the attempt ends", lambda: courier._thread is None)
     courier._dsn = real
     courier.ended(outcome("run-2", minute=1))

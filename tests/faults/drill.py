@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
@@ -38,6 +38,9 @@ ROWS = 300
 COMMODITIES = ("Gold", "Silver", "Copper", "Oil", "Natural Gas")
 PATIENCE = 90.0
 """Seconds a drill waits for what must happen; recovery is judged by the figure, not by this."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -274,9 +277,6 @@ def counted(settings: Settings, offsets: tuple[Offsets, ...]) -> bool:
 def verify(settings: Settings, committed: list[Committed], reader: Reader, poison: list[bytes]) -> float:
     """Batches = ledger = topic = reader = windows = aggregates, poison = dead letters; each once, to the last digit.
 
-    A topic that is read just after a fault may seem to end too early (docs/adr/0023), so it is looked at again; what is
-    lost or twice stays so.
-
     Returns:
         the longest time in seconds between the first and the last partition of a batch becoming visible.
     """
@@ -284,6 +284,29 @@ def verify(settings: Settings, committed: list[Committed], reader: Reader, poiso
     apart = _verify_topic(settings, committed, reader)
     _verify_windows(settings, [row for one in committed for row in one.rows], poison)
     return apart
+
+
+def read_again(
+    what: str,
+    read: Callable[[], list[T]],
+    right: Callable[[list[T]], bool],
+    but: Callable[[list[T]], str] = lambda _: "",
+) -> list[T]:
+    """What is in a topic, once it is right.
+
+    One that is read just after a fault may seem to end too early (docs/adr/0023); what is lost or twice stays so.
+
+    Args:
+        but: what is wrong with what was read last.
+    """
+    found: list[T] = []
+
+    def is_right() -> bool:
+        found[:] = read()
+        return right(found)
+
+    until(what, is_right, PATIENCE, but=lambda: but(found))
+    return found
 
 
 def _verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list[bytes]) -> None:
@@ -313,25 +336,24 @@ def _verify_windows(settings: Settings, rows: list[dict[str, Any]], poison: list
     until("all windows are stored", lambda: stored() == expected, PATIENCE)
     until("all changes are told", lambda: untold() == 0, PATIENCE, but=untold)
 
-    def last() -> dict[tuple[str, datetime], tuple[int, Decimal]]:
+    def last(messages: list[dict[str, Any]]) -> dict[tuple[str, datetime], tuple[int, Decimal]]:
         return {
             (message["series"], datetime.fromisoformat(message["window_start"])): (message["count"], message["total"])
-            for message in told(settings)
+            for message in messages
         }
 
-    until("the last of each window is in its topic", lambda: last() == expected, PATIENCE)
-    revisions = Counter((message["record_id"], message["batch_id"]) for message in told(settings))
-    assert set(revisions.values()) == {1}
+    messages = read_again("the last of each window", lambda: told(settings), lambda found: last(found) == expected)
+    assert set(Counter((message["record_id"], message["batch_id"]) for message in messages).values()) == {1}
     letters = ask(
         settings,
         "SELECT value FROM marketdata.dead_letters JOIN marketdata.analytics_feeds USING (feed_id) "
         "WHERE consumer_group = %(group)s",
     )
     assert Counter(bytes(value) for (value,) in letters) == Counter(poison)
-    until(
-        "the dead letters are in their topic",
-        lambda: Counter(letter.value() for _, letter in dead_letters(settings)) == Counter(poison),
-    )
+    read_again(
+        "each dead letter once", lambda: [letter.value() for _, letter in dead_letters(settings)],
+        lambda found: Counter(found) == Counter(poison),
+    )  # fmt: skip
 
 
 def _differences(committed: list[Committed], found: Counter[tuple[str, str]], reader: Reader) -> str:
@@ -361,15 +383,9 @@ def _verify_topic(settings: Settings, committed: list[Committed], reader: Reader
     assert set(wanted.values()) == {1}
     total = sum((row["price"] for one in committed for row in one.rows), Decimal(0))
 
-    messages: list[dict[str, Any]] = []
-
-    def as_wanted() -> bool:
-        messages[:] = [message for message in held(settings) if "poison" not in message]
-        return identities(messages) == wanted
-
-    until(
-        "the topic holds each record once", as_wanted, PATIENCE,
-        but=lambda: _differences(committed, identities(messages), reader),
+    messages = read_again(
+        "each record once", lambda: [message for message in held(settings) if "poison" not in message],
+        lambda found: identities(found) == wanted, lambda found: _differences(committed, identities(found), reader),
     )  # fmt: skip
     assert sum((message["price"] for message in messages), Decimal(0)) == total
 
@@ -379,7 +395,10 @@ def _verify_topic(settings: Settings, committed: list[Committed], reader: Reader
         assert set(one.whole_at) == {len(one.records)}, f"{batch} was seen in parts in partition {partition}"
 
     batches = {one.batch.manifest.batch_id for one in committed}
-    until("the ledger names all", lambda: set(ledger.read(settings, COMMODITY_PRICES, "default").batches) == batches)
+    read_again(
+        "each batch in the ledger", lambda: [*ledger.read(settings, COMMODITY_PRICES, "default").batches],
+        lambda found: set(found) == batches,
+    )  # fmt: skip
     assert {batch for _, batch in reader.seen} == batches
     last = committed[-1]
     in_ledger = held_of(settings, last.batch.manifest.batch_id).to_pylist()

@@ -281,7 +281,9 @@ def test_a_frozen_publisher_that_wakes_up_after_its_replacement_is_fenced(settin
         text=True,
     )  # fmt: skip
     try:
-        until("it sleeps", lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_STOPPED, but=zombie.poll)
+        sleeper = psutil.Process(zombie.pid)
+        until("it sleeps", lambda: zombie.poll() is not None or sleeper.status() == psutil.STATUS_STOPPED)
+        assert zombie.poll() is None, zombie.communicate()
         assert held(settings) == []
         assert publish(COMMODITY_PRICES, batch, settings).published == 28
         zombie.send_signal(signal.SIGCONT)
