@@ -25,9 +25,11 @@ from marketdata.engines.process import free_port
 from tests.engines import network
 from tests.engines.lifetime import ending_with_us
 from tests.engines.network import Network
+from tests.waiting import until
 
 IDS = (1, 2, 3)
 HEAP = ("-Xms128m", "-Xmx512m")
+QUORUM_STATES = "*/data/__cluster_metadata-0/quorum-state"
 START_SECONDS = 90.0
 """Longest start; the usual one takes 4 to 6 seconds, a killed broker's comes on top of its old session's 9."""
 
@@ -127,17 +129,30 @@ class Brokers:
         self.start(*(broker for broker in IDS if broker not in self.processes))
 
     def controller(self) -> int:
-        """The broker that leads the metadata quorum, by what the brokers wrote down of the last election."""
-        states = [json.loads(path.read_text()) for path in self.folder.glob("*/data/__cluster_metadata-0/quorum-state")]
-        return int(max(states, key=lambda state: state["leaderEpoch"])["leaderId"])
+        """The broker that leads the metadata quorum, by what the brokers wrote down of the last election.
+
+        While one is going on its end is waited for: until then nobody leads, and what they wrote says so.
+        """
+
+        def elected() -> int | None:
+            found = [json.loads(path.read_text()) for path in self.folder.glob(QUORUM_STATES)]
+            _, leader = max((int(state["leaderEpoch"]), int(state["leaderId"])) for state in found)
+            return leader if leader in IDS else None
+
+        return int(until("a controller is elected", elected))
 
     def leader(self, topic: str, partition: int = 0, told_by: int | None = None) -> int:
-        """The broker that leads a partition, as one of them, or any, says."""
+        """The broker that leads a partition, as one of them, or any, says; waits until there is one."""
         from confluent_kafka.admin import AdminClient
 
         asked = self.addresses if told_by is None else self.places[told_by].address
-        metadata = AdminClient({"bootstrap.servers": asked, "log_level": 0}).list_topics(topic, timeout=10)
-        return int(metadata.topics[topic].partitions[partition].leader)
+        admin = AdminClient({"bootstrap.servers": asked, "log_level": 0})
+
+        def elected() -> int | None:
+            leader = int(admin.list_topics(topic, timeout=10).topics[topic].partitions[partition].leader)
+            return leader if leader in IDS else None
+
+        return int(until(f"partition {partition} of {topic} has a leader", elected))
 
     def coordinator(self, group: str) -> int:
         """The broker that keeps a group's offsets."""

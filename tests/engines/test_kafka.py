@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -149,4 +152,23 @@ def test_a_frozen_controller_is_replaced(brokers: Brokers) -> None:
     brokers.freeze(before)
     until("another one leads", lambda: brokers.controller() != before)
     brokers.restore()
-    assert brokers.controller() != before
+    assert knows(brokers, before) == set(IDS)
+
+
+def test_nobody_is_taken_for_the_controller_while_one_is_elected(tmp_path: Path) -> None:
+    def writes(broker: int, epoch: int, leader: int) -> None:
+        path = tmp_path / str(broker) / "data" / "__cluster_metadata-0" / "quorum-state"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(".tmp")
+        written.write_text(json.dumps({"leaderEpoch": epoch, "leaderId": leader}))
+        written.replace(path)
+
+    cluster = Brokers(tmp_path, {}, None)
+    writes(1, epoch=7, leader=1)
+    writes(2, epoch=8, leader=-1)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(cluster.controller)
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=0.2)
+        writes(3, epoch=8, leader=3)
+        assert asked.result(timeout=60) == 3
