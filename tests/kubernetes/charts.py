@@ -13,6 +13,7 @@ import yaml
 from tests.conftest import ROOT
 from tests.engines.go import tool
 from tests.engines.kubernetes.cluster import Cluster
+from tests.waiting import until
 
 DEPLOY = ROOT / "deploy"
 VALUES = ROOT / "helm-values"
@@ -112,6 +113,13 @@ def install(cluster: Cluster, chart: str, *arguments: str) -> None:
 def install_platform(cluster: Cluster, *arguments: str) -> None:
     """The platform without Kafka: its brokers are elsewhere where tests run, and its operator is not installed."""
     install(cluster, "platform", *values("platform", "development"), "--set=kafka.enabled=false", *arguments)
+
+    def are_counted() -> bool:
+        quotas = cluster.get("resourcequotas", "--all-namespaces")["items"]
+        return all(quota.get("status", {}).get("used") for quota in quotas)
+
+    # Until then they let nothing in.
+    until("the quotas are counted", are_counted)
 
 
 def uninstall(cluster: Cluster, chart: str) -> None:

@@ -32,6 +32,9 @@ PATIENCE_SECONDS = 60.0
 COMMAND = """#!/usr/bin/env python3
 # `marketdata exec <code>`: a command that does what a test tells it, and hands over `result`.
 import json, os, pathlib, signal, sys, time
+def wait_for_the_test():
+    while not os.path.exists("/tmp/go"):
+        time.sleep(0.05)
 signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 attempt, result = int(os.environ["MARKETDATA_TRY_NUMBER"]), None
 try:
@@ -42,9 +45,12 @@ finally:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def launcher(cluster: Cluster, platform: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The kubeconfig of Airflow's own account, which may do no more than its Role says."""
+    """The kubeconfig of Airflow's own account, which may do no more than its Role says.
+
+    Of each module: one of them installs the chart anew, and the account's old tokens are void.
+    """
     config = yaml.safe_load(cluster.kubectl("config", "view", "--raw", "--minify", "--flatten"))
     token = cluster.kubectl("create", "token", ACCOUNT, f"--namespace={NAMESPACE}", "--duration=4h").strip()
     config["users"][0]["user"] = {"token": token}
@@ -111,17 +117,14 @@ class Try:
         handler = logging.Handler()
         handler.emit = lambda record: self._lines.append(f"{record.levelname} {record.getMessage()}")  # type: ignore[method-assign]
         logger.addHandler(handler)
-        self.seconds = 0.0
         self._thread = threading.Thread(target=self._execute, daemon=True)
         self._thread.start()
 
     def _execute(self) -> None:
-        begun = time.perf_counter()
         try:
             self.result = self.task.execute(self._context)
         except BaseException as error:
             self.error = error
-        self.seconds = time.perf_counter() - begun
 
     @property
     def log(self) -> str:
@@ -159,6 +162,11 @@ class Try:
         """Name of the pod, as soon as it is there."""
         found: list[dict[str, Any]] = until("the pod is there", self.pods)
         return str(found[-1]["metadata"]["name"])
+
+    def go(self) -> None:
+        """Let a command that waits for the test go on."""
+        words = ("python3", "-c", "open('/tmp/go', 'x')")
+        self._cluster.kubectl("exec", self.pod_name(), f"--namespace={policy.NAMESPACE}", "--", *words)
 
 
 def pods_of(cluster: Cluster, run_id: str) -> list[dict[str, Any]]:
@@ -281,8 +289,11 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         self._open.clear()
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", self._port))
         yield
-        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._listener.listen()
         self._accepting()
 
     @contextmanager

@@ -113,10 +113,10 @@ def test_a_pod_over_the_quota_is_refused_with_the_figures(cluster: Cluster, unla
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"},
              "spec": {"hard": {"limits.cpu": "1"}}}  # fmt: skip
     _create(cluster, unlabelled, quota)
-    until("the quota is known", lambda: "hard" in cluster.get("quota/small", f"--namespace={unlabelled}")["status"])
     pod = hardened("large", SLEEP)
     pod["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "2"
     try:
+        until("the quota counts", lambda: "exceeded quota" in cluster.refusal(unlabelled, pod))
         with pytest.raises(RuntimeError, match=r"exceeded quota: small, requested: limits.cpu=2, .* limited: .*=1"):
             _create(cluster, unlabelled, pod)
     finally:
@@ -212,8 +212,8 @@ def test_a_killed_starter_leaves_nothing_that_the_next_start_does_not_remove() -
         until("its programs run", lambda: {"etcd", "containerd", "kube-apiserver"} <= _running(left))
         killed.kill()
 
-    until("its programs are gone", lambda: not _running(left), 20)
-    until("its network is gone", lambda: not Path(f"/sys/class/net/marketdata{number}").exists(), 20)
+    until("its programs are gone", lambda: not _running(left))
+    until("its network is gone", lambda: not Path(f"/sys/class/net/marketdata{number}").exists())
     assert left not in Path("/proc/mounts").read_text()
     assert (STATES / str(number) / "etcd").exists()
     again = STARTER.replace("signal.pause()", "")

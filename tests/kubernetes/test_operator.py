@@ -13,7 +13,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from marketdata.orchestration import environment, pod, policy, profiles
 from marketdata.orchestration.pod import STARTUP_SECONDS
 from tests.engines.kubernetes.cluster import Cluster
-from tests.kubernetes.launching import Launch, Relay, command_image, launch, launcher, relay
+from tests.engines.kubernetes.objects import hardened
+from tests.kubernetes.launching import Launch, Relay, Try, command_image, launch, launcher, relay
 from tests.waiting import until
 
 __all__ = ["command_image", "launch", "launcher", "relay"]
@@ -28,6 +29,11 @@ def profile(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     monkeypatch.setitem(profiles.PROFILES, "small", dataclasses.replace(profiles.PROFILES["small"], **changes))
 
 
+def reasons(cluster: Cluster, ran: Try) -> set[str]:
+    """Of the events of a try's pod."""
+    return {event["reason"] for event in cluster.events(policy.NAMESPACE, ran.pod_name())}
+
+
 def test_a_commands_result_and_every_line_come_home(launch: Launch) -> None:
     code = "for number in range(500): print('line', number)\nresult = {'batch': 's3://lake/ü', 'rows': 3}"
     ran = launch(code)
@@ -39,10 +45,11 @@ def test_a_commands_result_and_every_line_come_home(launch: Launch) -> None:
 
 
 def test_lines_are_there_while_the_command_runs(launch: Launch) -> None:
-    ran = launch("print('FIRST'.lower(), flush=True); time.sleep(3); print('LAST'.lower())")
+    ran = launch("print('FIRST'.lower(), flush=True); wait_for_the_test(); print('LAST'.lower())")
     ran.said("first")
     assert ran.is_running
     assert "last" not in ran.log
+    ran.go()
     ran.succeeded()
     assert ran.log.count("first") == ran.log.count("last") == 1
 
@@ -84,7 +91,9 @@ def test_a_failures_events_and_last_words_are_in_the_log_and_no_spec_or_secret(
     }  # fmt: skip
     cluster.kubectl("apply", "--filename=-", input=yaml.safe_dump(secret))
     try:
-        ran = launch("assert os.environ['COMMODITY_API_KEY']; print('Traceback'); sys.exit(70)")
+        ran = launch("wait_for_the_test(); assert os.environ['COMMODITY_API_KEY']; print('Traceback'); sys.exit(70)")
+        until("its start is noted", lambda: "Started" in reasons(cluster, ran))
+        ran.go()
         ran.failed()
     finally:
         cluster.kubectl("delete", "secret", "commodity-api-credentials", f"--namespace={policy.NAMESPACE}")
@@ -107,7 +116,7 @@ def test_a_task_killed_before_its_pod_is_there_leaves_none(launch: Launch) -> No
     ran = launch(FOREVER)
     ran.task.on_kill()
     assert "was killed" in str(ran.failed())
-    until("no pod is left", lambda: not ran.pods())
+    until("no pod is left", lambda: not ran.pods(), 120)
 
 
 def test_a_pod_that_runs_too_long_says_so(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,15 +172,14 @@ def test_an_image_that_is_not_there_is_told_long_before_the_time_is_up(launch: L
     until("the pod is gone and can't run later", lambda: not ran.pods())
 
 
-def test_an_image_that_no_registry_could_have_is_told_at_once(launch: Launch) -> None:
+def test_an_image_that_no_registry_could_have_is_told_at_once(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketdata.orchestration.cluster.TROUBLE_SECONDS", 600)
     launch.image("localhost/no such image:1")
-    ran = launch("")
-    assert "cannot start: InvalidImageName" in str(ran.failed())
-    assert ran.seconds < 10
+    assert "cannot start: InvalidImageName" in str(launch("").failed())
 
 
 def test_a_missing_secret_is_named(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marketdata.orchestration.cluster.TROUBLE_SECONDS", 3)
+    monkeypatch.setattr("marketdata.orchestration.cluster.TROUBLE_SECONDS", 10)
     absent = environment.SecretKey("absent-credentials", "kafka_brokers", optional=False)
     monkeypatch.setitem(environment.SECRETS, "KAFKA_BROKERS", absent)  # type: ignore[arg-type]
     error = launch("").failed()
@@ -182,13 +190,13 @@ def test_a_pod_without_a_place_is_told_at_once_and_given_up_in_time(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile(monkeypatch, cpu=("100", "100"))  # the quota has more, no node does
-    monkeypatch.setattr(pod, "STARTUP_SECONDS", 8)
+    monkeypatch.setattr(pod, "STARTUP_SECONDS", 20)
     ran = launch("")
-    ran.said("WARNING The pod has no node yet: Unschedulable: 0/", 7)
+    ran.said("WARNING The pod has no node yet: Unschedulable: 0/")
     assert "Insufficient cpu" in ran.log
     assert ran.is_running, "a node may come"
     error = ran.failed()
-    assert "did not start within 8 s: Unschedulable: 0/" in str(error)
+    assert "did not start within 20 s: Unschedulable: 0/" in str(error)
     assert "Event FailedScheduling" in ran.log
     until("the pod is gone and can't run later", lambda: not ran.pods())
 
@@ -203,7 +211,8 @@ def test_a_full_namespace_is_told_as_such(launch: Launch, cluster: Cluster) -> N
     }  # fmt: skip
     cluster.kubectl("apply", "--filename=-", input=yaml.safe_dump(quota))
     try:
-        until("the quota counts", lambda: cluster.get("resourcequota", "operator-test", "-n", "production")["status"])
+        like_it = hardened("like-it", ["true"], priorityClassName="marketdata-standard")
+        until("the quota counts", lambda: "exceeded quota" in cluster.refusal(policy.NAMESPACE, like_it))
         ran = launch("", tier="standard")
         error = ran.failed()
     finally:
@@ -226,7 +235,7 @@ def test_a_refusal_for_good_is_not_tried_again(launch: Launch, monkeypatch: pyte
 
 
 def test_the_next_try_takes_over_what_still_runs(launch: Launch) -> None:
-    code = "print('BEGUN'.lower(), flush=True); time.sleep(4); result = attempt"
+    code = "print('BEGUN'.lower(), flush=True); wait_for_the_test(); result = attempt"
     first = launch(code)
     first.said("begun")
     second = launch(code, run_id=first.run_id, attempt=2)
@@ -234,6 +243,7 @@ def test_the_next_try_takes_over_what_still_runs(launch: Launch) -> None:
     first.state = "running"
     with pytest.raises(AirflowException, match="is left to the next one"):
         first.task.on_kill()
+    first.go()
     assert second.succeeded() == 1, "what the pod of the first try says"
     assert second.log.count("begun") == 1, "the log from its beginning"
     assert launch.created(first) == 1
@@ -241,8 +251,10 @@ def test_the_next_try_takes_over_what_still_runs(launch: Launch) -> None:
 
 def test_two_tries_at_once_have_one_pod(launch: Launch) -> None:
     run_id = f"r{time.time_ns()}"
-    code = "time.sleep(1); result = 'of the one pod'"
+    code = "wait_for_the_test(); result = 'of the one pod'"
     tries = [launch(code, run_id=run_id, attempt=attempt) for attempt in (1, 2)]
+    until("one has taken over", lambda: any("this try takes it over" in ran.log for ran in tries))
+    tries[0].go()
     assert {ran.succeeded() for ran in tries} == {"of the one pod"}
     assert launch.created(tries[0]) == 1
 
@@ -261,12 +273,13 @@ def test_a_pod_that_ended_unseen_is_not_run_again(launch: Launch) -> None:
 def test_a_pod_that_is_ending_is_waited_for(launch: Launch, cluster: Cluster) -> None:
     """Two pods of one task never run at the same time."""
     stubborn = "signal.signal(signal.SIGTERM, lambda *_: None)\nprint('AT WORK'.lower(), flush=True)\n"
-    stubborn += "for _ in range(60): time.sleep(0.1)"
+    stubborn += "wait_for_the_test()"
     first = launch(stubborn)
     first.said("at work")
     first.task.on_kill()
     second = launch("result = 2", run_id=first.run_id, attempt=2)
     second.said("is still ending")
+    first.go()
     assert second.succeeded() == 2
     starts = {each["metadata"]["name"] for each in second.pods()}
     assert len(starts) <= 1

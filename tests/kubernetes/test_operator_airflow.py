@@ -54,14 +54,10 @@ class Runs:
         self._ids[dag_id] = self.airflow.trigger(dag_id)
 
     def state(self, dag_id: str) -> str:
-        """State of the run; empty where a busy server does not answer in time."""
-        try:
-            return str(self.airflow.run(dag_id, self._ids[dag_id])["state"])
-        except TimeoutError:
-            return ""
+        return str(self.airflow.run(dag_id, self._ids[dag_id])["state"])
 
-    def ended(self, dag_id: str, seconds: float = 240) -> str:
-        return str(until(f"{dag_id} ends", lambda: {self.state(dag_id)} & set(FINAL), seconds).pop())
+    def ended(self, dag_id: str) -> str:
+        return str(until(f"{dag_id} ends", lambda: {self.state(dag_id)} & set(FINAL), 600).pop())
 
     def task(self, dag_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.airflow.call("GET", f"{self._path(dag_id)}/taskInstances/task")
@@ -90,7 +86,7 @@ class Runs:
         return len(scheduled(self._cluster, f"{dag_id.replace('_', '-')}-exec"))
 
     def at_work(self, dag_id: str) -> None:
-        until(f"the pod of {dag_id} is at work", lambda: "begun" in self.log(dag_id, 1), 120)
+        until(f"the pod of {dag_id} is at work", lambda: "begun" in self.log(dag_id, 1), 240)
 
     def _path(self, dag_id: str) -> str:
         return f"dags/{dag_id}/dagRuns/{quote(self._ids[dag_id], safe='')}"
@@ -107,6 +103,8 @@ def runs(
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(launcher)}}
     extra = {
         "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(connection),
+        # Longer than a busy server has been seen to be silent: a task that lives is not to be taken for dead.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "KUBECONFIG": str(home / "none"),
         "MARKETDATA_ENDPOINTS": str(home / "no-endpoints.json"),

@@ -52,6 +52,9 @@ _HOPELESS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _PASSING = frozenset({401, 409, 429, 500, 502, 503, 504})
 """Answers after which the same question may be answered; 401 because tokens expire."""
 
+_UNCOUNTED = "status unknown for quota"
+"""What is said of any pod between the making of a quota and its first count."""
+
 _TIMEOUT = (5, 10)
 _WATCH_SECONDS = 5
 _LOG_SILENCE_SECONDS = 60
@@ -529,7 +532,9 @@ def _delete(api: CoreV1Api, pod: k8s.V1Pod, grace_seconds: int | None) -> None:
 
 def _passes(error: BaseException) -> bool:
     """Whether the same question may be answered a moment later."""
-    return isinstance(error, HTTPError | _EndingError) or (isinstance(error, ApiException) and error.status in _PASSING)
+    if isinstance(error, ApiException):
+        return error.status in _PASSING or _UNCOUNTED in _said(error)
+    return isinstance(error, HTTPError | _EndingError)
 
 
 def _said(error: BaseException | None) -> str:

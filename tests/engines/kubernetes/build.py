@@ -46,7 +46,16 @@ def packages() -> None:
     if status.returncode:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update", "-qq"], check=True)
-        install = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", *PACKAGES]
+        install = [
+            "apt-get",
+            "install",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-qq",
+            "--yes",
+            "--no-install-recommends",
+            *PACKAGES,
+        ]
         subprocess.run(install, check=True, env=environment)
 
 

@@ -84,6 +84,15 @@ class Cluster:
         """Create or change objects."""
         self.kubectl("apply", "--filename=-", input=yaml.safe_dump_all(objects))
 
+    def refusal(self, namespace: str, pod: Mapping[str, Any]) -> str:
+        """What the API server would say against this pod; empty where it would create it."""
+        try:
+            offer = ("create", "--dry-run=server", f"--namespace={namespace}", "--filename=-")
+            self.kubectl(*offer, input=json.dumps(pod))
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
     def events(self, namespace: str, name: str) -> list[dict[str, Any]]:
         """Events about one object, oldest first."""
         selector = f"--field-selector=involvedObject.name={name}"
@@ -239,7 +248,7 @@ class Node:
     def clear(self) -> None:
         """Remove what the kernel does not: files, and empty cgroups; and the cable, should its end not be gone yet."""
         subprocess.run(["ip", "link", "delete", self.link], capture_output=True, check=False)
-        self.until("the last cluster's processes are gone", lambda: _remove_cgroups(self.cgroup), 20)
+        self.until("the last cluster's processes are gone", lambda: _remove_cgroups(self.cgroup), 60)
         shutil.rmtree(self.state, ignore_errors=True)
 
     def _last_words(self) -> str:
@@ -383,6 +392,7 @@ class Node:
             "resolvConf": "",
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
+            "volumeStatsAggPeriod": "5s",  # a volume that is too full is seen soon
         }
 
     def _containerd(self) -> str:

@@ -348,6 +348,13 @@ def test_a_silent_api_server_is_waited_for(caplog: pytest.LogCaptureFixture) -> 
     assert "The cluster has answered." in caplog.text
 
 
+def test_a_quota_that_is_not_counted_yet_is_waited_for() -> None:
+    api = Api(RUNNING, ended(0, "1"))
+    api.fails = [refused(403, "pods is forbidden: status unknown for quota: quota, resources: pods")]
+    assert submit(api).run() == Outcome(0, 1)
+    assert api.created
+
+
 def test_an_api_server_that_stays_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "API_SECONDS", 0)
     api = Api()
