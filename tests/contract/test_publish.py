@@ -18,6 +18,7 @@ from typing import Any
 import confluent_kafka
 import psycopg
 import pytest
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
@@ -29,7 +30,7 @@ from marketdata.streaming.brokers import outcome, reach
 from marketdata.streaming.consume import read_back
 from marketdata.streaming.publish import Published, producer_settings, publish
 from tests.contract.prices import EARLY, LATE, batch_of, price
-from tests.contract.topic import ends, held, held_of, identities, own_topic, state
+from tests.contract.topic import ends, held, held_of, identities, known_everywhere, own_topic, state
 from tests.waiting import until
 
 
@@ -287,6 +288,7 @@ def test_a_message_the_broker_refuses_publishes_nothing(settings: Settings) -> N
     entry = ConfigEntry("max.message.bytes", "5000", incremental_operation=AlterConfigOpType.SET)
     topic = ConfigResource(ConfigResource.Type.TOPIC, settings.kafka_topic, incremental_configs=[entry])
     outcome(cluster.admin.incremental_alter_configs([topic])[topic], cluster, "making it small")
+    known_everywhere(settings, settings.kafka_topic, "max.message.bytes", "5000")
     noise = "".join(random.Random(3).choices("abcdefghijklmnop0123456789", k=20_000))  # noqa: S311 - doesn't compress
     rows = [price(f"2024-01-{day:02}", series=noise if day == 2 else "WTI") for day in (1, 2, 3)]
     with pytest.raises(UnavailableError, match="nothing of it is visible"):
@@ -458,22 +460,21 @@ def test_tries_at_once_publish_everything_once(settings: Settings) -> None:
     batches = [batch_of(settings, days(40, batch=f"b{number}", as_of=EARLY)) for number in range(4)]
     failures: list[BaseException] = []
 
+    again = Retrying(
+        retry=retry_if_exception_type(TryLaterError), wait=wait_random(0, 0.2), stop=stop_after_delay(120), reraise=True
+    )
+
     def insist(batch: Batch) -> None:
-        for _ in range(20):
-            try:
-                publish(COMMODITY_PRICES, batch, settings)
-                return
-            except TryLaterError:
-                continue
-            except BaseException as error:
-                failures.append(error)
-                return
+        try:
+            again.copy()(publish, COMMODITY_PRICES, batch, settings)
+        except BaseException as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=insist, args=(batch,)) for batch in batches]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
     assert failures == []
     assert identities(held(settings)) == {(row["record_id"], row["content_hash"]): 1 for row in days(40)}
     assert set(ledger.read(settings, COMMODITY_PRICES, "default").batches) == {"b0", "b1", "b2", "b3"}
@@ -659,7 +660,9 @@ def test_a_topic_made_anew_starts_anew(remembered: Settings) -> None:
     names = [settings.kafka_topic, f"{settings.kafka_topic}-ledger"]
     for future in cluster.admin.delete_topics(names).values():
         outcome(future, cluster, "deleting")
-    until("both topics have gone", lambda: not set(names) & set(reach(settings).metadata.topics))
+    for address in cluster.brokers.split(","):
+        at = settings.model_copy(update={"kafka_brokers": address})
+        until("both topics have gone", lambda at=at: not set(names) & set(reach(at).metadata.topics))
     topics.apply(settings)
     assert counts(run(settings, *days(20, batch="b2", as_of=LATE))) == (20, 0, 0)
 

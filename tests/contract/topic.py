@@ -15,8 +15,9 @@ import pyarrow as pa
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.settings import Settings
 from marketdata.streaming import ledger, topics
-from marketdata.streaming.brokers import bounds, reach
+from marketdata.streaming.brokers import bounds, reach, read_committed
 from marketdata.streaming.consume import ledger_state, read_back, records_of
+from tests.waiting import until
 
 
 def own_topic(engines: Settings, settings_for: Callable[..., Settings], **other: Any) -> Settings:
@@ -58,10 +59,24 @@ def state(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, tuple[str
 
 
 def ends(settings: Settings) -> list[tuple[int, int]]:
-    """First and end offset of each partition of the topic and of its ledger."""
-    cluster = reach(settings)
-    return [
-        span
-        for topic in (settings.kafka_topic, f"{settings.kafka_topic}-ledger")
-        for span in bounds(cluster, topic).values()
-    ]
+    """First and end offset of each partition of the topic and of its ledger, the markers of what is committed included.
+
+    Brokers write those after they have said that it is committed: a reader of committed messages waits for them.
+    """
+    cluster, names = reach(settings), (settings.kafka_topic, f"{settings.kafka_topic}-ledger")
+    for topic in names:
+        for _ in read_committed(settings, topic, bounds(cluster, topic)):
+            pass
+    return [span for topic in names for span in bounds(cluster, topic).values()]
+
+
+def known_everywhere(settings: Settings, topic: str, name: str, value: str) -> None:
+    """Wait until every broker says this of a topic: brokers hear of a change one after the other."""
+    from confluent_kafka.admin import ConfigResource
+
+    cluster, resource = reach(settings), ConfigResource(ConfigResource.Type.TOPIC, topic)
+
+    def said_by(broker: int) -> str:
+        return str(cluster.admin.describe_configs([resource], broker=broker)[resource].result(60)[name].value)
+
+    until(f"{name} of {topic} is {value}", lambda: {said_by(broker) for broker in cluster.metadata.brokers} == {value})

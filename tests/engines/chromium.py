@@ -90,11 +90,14 @@ def chromium(folder: Path, until: Callable[..., Any]) -> Iterator[Browser]:
     )  # fmt: skip
     try:
         port_file = folder / "DevToolsActivePort"
-        until("Chromium listens", lambda: port_file.exists() and port_file.read_text().count("\n"), 30)
+        until("Chromium listens", lambda: port_file.exists() and port_file.read_text().count("\n"), 120)
         port = port_file.read_text().split()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
-            page = next(target for target in json.load(answer) if target["type"] == "page")
-        yield Browser(page["webSocketDebuggerUrl"])
+
+        def page() -> Any:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
+                return next((target for target in json.load(answer) if target["type"] == "page"), None)
+
+        yield Browser(until("it has a page", page)["webSocketDebuggerUrl"])
     finally:
         process.terminate()
         try:

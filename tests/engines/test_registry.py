@@ -38,9 +38,9 @@ def topic() -> Topic:
 
 def versions(registry: str, topic: Topic) -> list[dict[str, Any]]:
     subject = f"{registry}/subjects/{topic.name}-value/versions"
-    answer = requests.get(subject, timeout=10)
+    answer = requests.get(subject, timeout=60)
     numbers = answer.json() if answer.ok else []
-    return [json.loads(requests.get(f"{subject}/{number}", timeout=10).json()["schema"]) for number in numbers]
+    return [json.loads(requests.get(f"{subject}/{number}", timeout=60).json()["schema"]) for number in numbers]
 
 
 def test_the_schema_is_the_dataset_s_and_is_registered_once(registry: str, topic: Topic) -> None:
@@ -60,7 +60,7 @@ def test_today_s_schema_is_compatible_with_the_released_one(released: str, regis
     topic = own(next(topic for topic in topics.catalogue() if topic.name == name))
     kind = {"json": "JSON", "avsc": "AVRO"}[ending]
     body = {"schemaType": kind, "schema": (RELEASED / released).read_text()}
-    answer = requests.post(f"{registry}/subjects/{topic.name}-value/versions", json=body, timeout=10)
+    answer = requests.post(f"{registry}/subjects/{topic.name}-value/versions", json=body, timeout=60)
     assert answer.ok, answer.text
     register(registry, [topic])
     assert schemas.compare(registry, [topic]) == []

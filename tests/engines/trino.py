@@ -71,7 +71,7 @@ def trino(
         f"-Dconfig={folder / 'config.properties'}", f"-Dlog.levels-file={folder / 'log.properties'}",
         "-cp", f"{installed / 'lib'}/*", "io.trino.server.TrinoServer",
     ]  # fmt: skip
-    with server(arguments, lambda: _started(port) and _writes(port, lakes), folder=folder, name="trino", seconds=180):
+    with server(arguments, lambda: _started(port) and _writes(port, lakes), folder=folder, name="trino", seconds=600):
         yield "127.0.0.1", port
 
 

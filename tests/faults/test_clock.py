@@ -17,7 +17,7 @@ from marketdata.settings import Settings
 from marketdata.tasks.extract import extract
 from tests.contract.test_analytics import own_analytics, send
 from tests.contract.topic import held, identities
-from tests.faults.drill import SEEDS, Members, Publisher, Reader, all_consume, counted, verify
+from tests.faults.drill import PATIENCE, SEEDS, Members, Publisher, Reader, all_consume, counted, verify
 from tests.faults.test_crash_points import DAYS, STEPS, Run, run
 from tests.waiting import until
 
@@ -36,14 +36,14 @@ def test_members_whose_clocks_disagree_lose_and_repeat_nothing_and_hand_everythi
     reader, publisher = Reader(settings), Publisher(settings, random.Random(seed))  # noqa: S311
     try:
         send(settings, *poison)
-        until("all three consume", lambda: all_consume(settings))
+        until("all three consume", lambda: all_consume(settings), PATIENCE)
         for name in random.Random(seed).sample(Members.NAMES, 2):  # noqa: S311 - partitions change their clock
             so_far = len(publisher.committed)
             publisher.wait_for(lambda committed, so_far=so_far: len(committed) > so_far + 1)
             members.kill(name, for_good=name == "three")
         publisher.end()
         committed = publisher.committed
-        until("everything is counted", lambda: counted(settings, committed[-1].offsets))
+        until("everything is counted", lambda: counted(settings, committed[-1].offsets), PATIENCE)
         verify(settings, committed, reader, poison)
     finally:
         publisher.end()

@@ -57,11 +57,11 @@ class Matrix:
     def pids(self, dag_id: str) -> tuple[int, int]:
         """Runner and supervisor of the try that waits."""
         file = self.folder / f"{dag_id}.pids"
-        text = until(f"{dag_id} runs", lambda: file.exists() and file.read_text())
+        text = until(f"{dag_id} runs", lambda: file.exists() and file.read_text(), 180)
         runner, supervisor = text.split()
         return int(runner), int(supervisor)
 
-    def ended(self, dag_id: str, seconds: float = 90) -> dict[str, Any]:
+    def ended(self, dag_id: str, seconds: float = 300) -> dict[str, Any]:
         def final() -> dict[str, Any] | None:
             run = self.airflow.run(dag_id, self.runs[dag_id])
             return run if run["state"] in FINAL else None
@@ -75,7 +75,7 @@ class Matrix:
     def told(self, dag_id: str) -> tuple[Posted, float]:
         """The message of a run's failure, and how many seconds after the run's end it was taken."""
         end = datetime.fromisoformat(self.ended(dag_id)["end_date"]).timestamp()
-        post = until(f"{dag_id} is told", lambda: self.failures(dag_id), 60)[0]
+        post = until(f"{dag_id} is told", lambda: self.failures(dag_id), 180)[0]
         return post, post.at - end
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -90,12 +90,14 @@ def matrix(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with slack_server() as slack:
         extra = {
             "FAILURES_FOLDER": str(folder),
+            # Nine tasks start at once: one that comes late is not to be taken for dead.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
             "ENVIRONMENT": "faults",
             "AIRFLOW_CONN_SLACK_DEFAULT": json.dumps(slack.bot),
         }
         with installation(postgres, DAGS, extra, folder / "logs") as airflow:
             wanted = {"raises", "clears", "missed_deadline", "last", "outage", *HELD}
-            until("Airflow knows the DAGs", lambda: airflow.ready(wanted), 120)
+            until("Airflow knows the DAGs", lambda: airflow.ready(wanted), 300)
             yield Matrix(airflow, slack, folder, postgres.require("postgres_dsn"))
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -141,8 +142,9 @@ def test_a_dead_catalog_is_named_and_the_load_completes_when_it_is_back(
         assert postgres.pid
         server = psutil.Process(postgres.pid)
         for process in [server, *server.children(recursive=True)]:  # sessions outlive the server for a moment
-            process.kill()
-        psutil.wait_procs([server], timeout=10)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs([server], timeout=60)
 
         for use in (
             lakehouse.check,

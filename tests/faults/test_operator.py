@@ -21,7 +21,7 @@ from tests.waiting import until
 
 __all__ = ["fake", "pod_of"]
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 90.0
 PodOf = Callable[..., k8s.V1Pod]
 
 FAMILY = """
@@ -68,9 +68,9 @@ def test_a_killed_task_leaves_no_child_and_no_grandchild(fake: Fake, pod_of: Pod
 
 def test_a_missed_deadline_ends_everything(fake: Fake, pod_of: PodOf) -> None:
     fake.behave(extract={"code": STUBBORN})
-    outcome = LocalContainer(pod_of("extract", deadline_seconds=2), secrets=(), log=logging.getLogger(__name__)).run()
+    outcome = LocalContainer(pod_of("extract", deadline_seconds=10), secrets=(), log=logging.getLogger(__name__)).run()
     assert outcome.exit_code == 137
-    assert outcome.why == "it ran longer than its deadline of 2 s and was killed"
+    assert outcome.why == "it ran longer than its deadline of 10 s and was killed"
     until("everything the command started is gone", lambda: not any(map(alive, family(fake))), PATIENCE_SECONDS)
 
 

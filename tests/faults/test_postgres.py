@@ -175,7 +175,7 @@ def test_nothing_is_lost_or_repeated(fault: str, seed: int, settings: Settings, 
     try:
         send(settings, *poison[:10])
         published(3)
-        until("all three consume", lambda: all_consume(settings))
+        until("all three consume", lambda: all_consume(settings), PATIENCE)
         until("the first batches are counted", lambda: counted(settings, publisher.committed[2].offsets))
         FAULTS[fault](Drill(database, members, chance, published))
         send(settings, *poison[10:])

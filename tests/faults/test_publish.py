@@ -135,13 +135,13 @@ def test_a_broker_killed_in_the_middle_is_named_and_the_publish_completes_when_i
     home = tmp_path / "home"
     monkeypatch.setenv("MARKETDATA_HOME", str(home))
     monkeypatch.setenv(ENDPOINTS_VARIABLE, str(home / "engines" / "endpoints.json"))
-    monkeypatch.setattr(publishing, "DELIVERY_SECONDS", 5)
-    monkeypatch.setattr(publishing, "ANSWER_SECONDS", 3)
     settings = engines.up(Settings(), ["kafka"])
     try:
         topics.apply(settings)
         old = [price("2024-01-02")]
         publish(COMMODITY_PRICES, batch_of(settings, old), settings)
+        monkeypatch.setattr(publishing, "DELIVERY_SECONDS", 5)
+        monkeypatch.setattr(publishing, "ANSWER_SECONDS", 3)
         new = [price(f"2024-01-{day:02}", as_of=LATE, batch="b2") for day in range(3, 29)]
         batch = batch_of(settings, new)
         original = getattr(publishing._Transaction, moment)
@@ -151,7 +151,7 @@ def test_a_broker_killed_in_the_middle_is_named_and_the_publish_completes_when_i
             assert kafka.pid
             server = psutil.Process(kafka.pid)
             server.kill()
-            psutil.wait_procs([server], timeout=10)
+            psutil.wait_procs([server], timeout=60)
             return original(*args, **kwargs)
 
         with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -65,8 +65,9 @@ class Postgres:
         assert postgres.pid
         server = psutil.Process(postgres.pid)
         for process in [server, *server.children(recursive=True)]:
-            process.kill()
-        psutil.wait_procs([server], timeout=10)
+            with suppress(psutil.NoSuchProcess):  # they end themselves where the first has gone
+                process.kill()
+        psutil.wait_procs([server], timeout=60)
 
     def stop(self) -> None:
         with self._mine():

@@ -121,9 +121,11 @@ def stop(identity: ProcessId | None, engine: Path, signals: Sequence[tuple[signa
                 break
             if not _still_alive([process], seconds):
                 break
-    left = _marked(engine)
-    end(left)
-    return process is not None or bool(left)
+    ran = process is not None
+    while left := _marked(engine):  # one of them may have started another a moment before it was killed
+        ran = True
+        end(left)
+    return ran
 
 
 def end(processes: Sequence[psutil.Process]) -> None:

@@ -187,9 +187,13 @@ def _look_again(cluster: Cluster) -> None:
 _PASSING = (
     "_TIMED_OUT",  # also while it waits for a broker that is gone
     "_TRANSPORT",
+    "BROKER_NOT_AVAILABLE",
+    "FENCED_LEADER_EPOCH",  # the client has yet to hear of a new leader
+    "KAFKA_STORAGE_ERROR",  # its disk has failed: another one leads in a moment
     "LEADER_NOT_AVAILABLE",
     "NOT_LEADER_FOR_PARTITION",
     "OFFSET_NOT_AVAILABLE",  # a new leader does not know yet how much is committed
+    "REQUEST_TIMED_OUT",
     "UNKNOWN_LEADER_EPOCH",  # the broker has come back, and has yet to learn that it leads again
 )
 

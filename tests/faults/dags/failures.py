@@ -14,7 +14,7 @@ FOLDER = Path(os.environ.get("FAILURES_FOLDER", "/nonexistent"))
 
 HELD = ("sigterm", "runner_killed", "supervisor_killed", "task_marked", "run_marked", "scheduler_killed", "outage")
 SUCCEED_ONCE_LET_GO = ("clears", "missed_deadline", "scheduler_killed")
-LONGEST_SECONDS = 180
+LONGEST_SECONDS = 900
 
 
 class Fails(BaseOperator):

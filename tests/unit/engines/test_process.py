@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -135,6 +135,21 @@ def test_stop_finds_what_no_record_names_and_leaves_other_engines_alone(engine: 
     assert orphan.find() is None
     assert neighbour.find() is not None
     assert stop(neighbour, other, [(signal.SIGTERM, 10)])
+
+
+def test_stop_finds_what_was_started_while_it_looked(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed starter's launcher starts its engine a moment later."""
+    start(SLEEP, engine)
+    late: list[ProcessId] = []
+
+    def another_has_started(found: Sequence[psutil.Process]) -> None:
+        if not late:
+            late.append(start(SLEEP, engine))
+        end(found)
+
+    monkeypatch.setattr("marketdata.engines.process.end", another_has_started)
+    assert stop(None, engine, ())
+    assert late[0].find() is None
 
 
 def test_a_record_of_a_foreign_process_stops_nothing(engine: Path) -> None:
