@@ -99,7 +99,7 @@ DESTINATION ?= .
 .PHONY: lock
 lock: ## Renew requirements.lock within pyproject.toml's bounds, and the images' requirement files cut from it
 	@mkdir -p $(DESTINATION)
-	@test $(DESTINATION) = . || cp requirements.lock requirements-tools.txt $(DESTINATION)/
+	@test $(DESTINATION) = . || cp requirements.lock requirements.txt requirements-task.txt requirements-tools.txt $(DESTINATION)/
 	@$(COMPILE) pyproject.toml --group airflow --group task --group embedded --group dev $(if $(UPGRADE),--upgrade) -o $(DESTINATION)/requirements.lock
 	@$(COMPILE) pyproject.toml --group airflow --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements.txt
 	@$(COMPILE) pyproject.toml --group task --no-annotate --constraint $(DESTINATION)/requirements.lock -o $(DESTINATION)/requirements-task.txt

@@ -39,7 +39,10 @@ class Browser:
                 return result
 
     def open(self, url: str) -> None:
+        """Go to a page; it is another one when this returns, and may still be loading."""
+        self.ask("window.wasLeft = true")
         self.send("Page.navigate", url=url)
+        self.until("!window.wasLeft")
 
     def ask(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""
@@ -85,7 +88,8 @@ def chromium(folder: Path, until: Callable[..., Any]) -> Iterator[Browser]:
     assert BINARY is not None, "no Chromium is installed"
     process = subprocess.Popen(
         [BINARY, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+         "--disable-background-networking", "--remote-debugging-port=0", f"--user-data-dir={folder}",
+         "--allow-pre-commit-input", "about:blank"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

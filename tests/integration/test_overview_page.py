@@ -77,7 +77,7 @@ def installation(new_home: Callable[[str], Path]) -> Iterator[Installation]:
             airflow = Installation(settings, home / "dags", {}, home)
             airflow.start("api-server")
             try:
-                until("the API answers", lambda: airflow.ready(set()), 120)
+                until("the API answers", lambda: airflow.ready(set()), 300)
                 yield airflow
             finally:
                 airflow.stop()
@@ -97,16 +97,17 @@ PAGE = "document.querySelector('iframe').contentDocument"
 
 def test_it_is_a_page_of_airflow(installation: Installation, browser: Browser, tmp_path: Path) -> None:
     browser.open(f"{installation.address}/")
-    browser.until("document.querySelector('#root a')", 90)
+    browser.until("document.querySelector('#root a')", 240)
     browser.open(f"{installation.address}/plugin/marketdata")
-    browser.until(f"{PAGE}.querySelector('h1')?.innerText === 'Market data: overview'", 60)
+    browser.until(f"{PAGE}.readyState === 'complete' && {PAGE}.querySelector('h1')")
+    assert browser.ask(f"{PAGE}.querySelector('h1').innerText") == "Market data: overview"
     text = browser.ask(f"{PAGE}.body.innerText")
     for word in ("Natural Gas", "1,310", "Fresh", "Failed at validate", "17.3 %", "Slack alerts are off", "failure"):
         assert word in text
     for theme in ("dark", "light"):
         browser.ask(f"localStorage.setItem('theme', '{theme}')")
         browser.open(f"{installation.address}/plugin/marketdata")
-        browser.until(f"{PAGE}.documentElement.dataset.theme === '{theme}' && {PAGE}.querySelector('footer')")
+        browser.until(f"{PAGE}.documentElement.dataset.theme === '{theme}' && {PAGE}.readyState === 'complete'")
         browser.picture(tmp_path.parent / f"overview-{theme}.png")
         poor = browser.ask(CONTRAST.replace("PAGE", PAGE))
         assert poor == [], "every text has a contrast of at least 4.5"
@@ -114,14 +115,14 @@ def test_it_is_a_page_of_airflow(installation: Installation, browser: Browser, t
 
 def test_its_links_open_airflow_around_it(installation: Installation, browser: Browser) -> None:
     browser.open(f"{installation.address}/plugin/marketdata")
-    browser.until(f"{PAGE}.querySelector('a[data-top]')")
+    browser.until(f"{PAGE}.readyState === 'complete' && {PAGE}.querySelector('td a[data-top]')")
     browser.ask(f"{PAGE}.querySelector('td a[data-top]').click()")
     browser.until("location.pathname.startsWith('/dags/commodity-price-pipeline/runs/')")
 
 
 def test_it_is_used_without_a_mouse(installation: Installation, browser: Browser) -> None:
     browser.open(f"{installation.address}/marketdata-overview/")
-    browser.until("document.querySelector('footer')")
+    browser.until("document.readyState === 'complete' && document.querySelector('footer')")
     browser.press("Tab", 9)
     assert browser.ask("document.activeElement.innerText") == "Skip to the last runs"
     assert browser.ask("document.activeElement.getBoundingClientRect().left >= 0"), "it is seen when it has the focus"
@@ -141,7 +142,7 @@ def test_it_is_used_without_a_mouse(installation: Installation, browser: Browser
 
 def test_a_screen_reader_finds_its_way(installation: Installation, browser: Browser) -> None:
     browser.open(f"{installation.address}/marketdata-overview/")
-    browser.until("document.querySelector('footer')")
+    browser.until("document.readyState === 'complete' && document.querySelector('footer')")
     nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
     roles: dict[str, list[str]] = {}
     for node in nodes:

@@ -27,8 +27,12 @@ WORDLESS = "jkqvwxzJKQVWXZ" + string.digits
 
 
 def made_up(length: int, alphabet: str = LETTERS) -> str:
-    """Text as random as a secret: written down here, it would be found here."""
-    return "".join(secrets.choice(alphabet) for _ in range(length))
+    """Text as random as a secret: written down here, it would be found here.
+
+    No character comes twice where there are enough: one in some thousands would not look random to the scanners.
+    """
+    chance = secrets.SystemRandom()
+    return "".join(chance.sample(alphabet, length) if length <= len(alphabet) else chance.choices(alphabet, k=length))
 
 
 def git(folder: Path, *arguments: str) -> str:

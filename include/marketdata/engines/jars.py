@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from marketdata.errors import UnavailableError
 
@@ -41,7 +44,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def fetch(pins: str, folder: Path) -> list[Path]:
-    """Download files into a folder and compare their checksums.
+    """Download files into a folder and compare their checksums; one that does not come is asked for three times.
 
     Args:
         pins: a line for each file: sha256 and ``group:artifact:version:packaging[:classifier]``; # begins a comment.
@@ -59,6 +62,12 @@ def fetch(pins: str, folder: Path) -> list[Path]:
 
 
 def _fetch_one(coordinates: str, sha256: str, repository: Path) -> Path:
+    again = Retrying(stop=stop_after_attempt(3), retry=retry_if_exception_type(UnavailableError), reraise=True)
+    tries = itertools.count()
+    return again(lambda: _try_to_fetch(coordinates, sha256, repository / str(next(tries))))
+
+
+def _try_to_fetch(coordinates: str, sha256: str, repository: Path) -> Path:
     from jgo.maven import MavenContext
 
     group, artifact, version, packaging, *classifier = coordinates.split(":")

@@ -152,12 +152,17 @@ def _clear_remains(data: Path) -> None:
 
 
 def _make_account(user: str) -> None:
-    if _exists(user):
-        return
-    made = subprocess.run(
-        ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", user],  # noqa: S607
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    import fcntl
+
+    with Path("/etc/passwd").open() as accounts:
+        # Of two `useradd` at once the second one gives the account another number, and the first one's files are lost.
+        fcntl.flock(accounts, fcntl.LOCK_EX)
+        if _exists(user):
+            return
+        made = subprocess.run(
+            ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", user],  # noqa: S607
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if not _exists(user):
         raise UnavailableError(
             f"PostgreSQL does not run as root, and account {user} could not be made for it: {one_line(made.stderr)}",

@@ -50,6 +50,25 @@ def test_files_of_any_packaging_arrive_flat(tmp_path: Path, central: dict[str, b
     assert sorted(file.name for file in (tmp_path / "got").iterdir()) == ["a-1.jar", "b-2-all.tar.gz"]
 
 
+def test_a_download_that_breaks_off_is_tried_again(
+    tmp_path: Path, central: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jgo.maven import Artifact
+
+    central["a-1.jar"] = b"one"
+    whole = Artifact.resolve
+    tries = iter([ConnectionResetError, None])
+
+    def resolve(artifact: Any) -> Path:
+        if error := next(tries):
+            raise error
+        return whole(artifact)
+
+    monkeypatch.setattr(Artifact, "resolve", resolve)
+    (got,) = jars.fetch(pin(b"one", "g:a:1:jar"), tmp_path / "got")
+    assert got.read_bytes() == b"one"
+
+
 def test_another_file_than_the_pinned_one_is_refused_and_not_kept(cache: Path, central: dict[str, bytes]) -> None:
     central["a-1.jar"] = b"other"
 

@@ -20,6 +20,7 @@ from marketdata.engines.postgres import _clear_remains
 from marketdata.engines.process import environment_of, listens, port_of, stop
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
+from tests.waiting import until
 
 LISTEN = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(60)"
 
@@ -33,7 +34,7 @@ class Toy:
     field = "kafka_brokers"
     needs: tuple[str, ...] = ()
     user: str | None = None
-    seconds_to_start = 10.0
+    seconds_to_start = 60.0
     stop_signals = ((signal.SIGTERM, 5.0),)
     program = LISTEN
     starts = 0
@@ -125,7 +126,7 @@ def test_a_killed_engine_is_seen_dead_and_started_again(settings: Settings, toy:
     process = state().process
     assert process is not None
     psutil.Process(process.pid).kill()
-    psutil.wait_procs([psutil.Process(process.pid)] if process.find() else [], timeout=5)
+    until("it has ended", lambda: process.find() is None)
 
     assert [line.state for line in lifecycle.status(settings)] == ["dead"]
     assert lifecycle.up(settings).kafka_brokers == address

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -181,8 +183,17 @@ def test_a_line_without_an_end_is_not_lost(fake: Fake, pod_of: PodOf, caplog: py
 
 
 def test_no_file_descriptor_is_left_open(fake: Fake, pod_of: PodOf) -> None:
+    def pipes() -> int:
+        """What a container opens; other tests' clients of Kafka open and close sockets meanwhile."""
+        gc.collect()
+        found = []
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                found.append(str(descriptor.readlink()))
+        return sum(link.startswith("pipe:") for link in found)
+
     run(pod_of("extract"))
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = pipes()
     for _ in range(3):
         run(pod_of("extract"))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert pipes() <= before

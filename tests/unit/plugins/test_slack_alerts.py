@@ -122,11 +122,11 @@ def test_a_slow_slack_is_given_up(
 ) -> None:
     monkeypatch.setattr(plugin, "POST_TIMEOUT_SECONDS", 1)
     connect(getattr(slack, kind))
-    slack.script.append(Misbehaviour(delay_seconds=3))
+    slack.script.append(Misbehaviour(delay_seconds=60))
     started = time.monotonic()
     with pytest.raises(NotPostedError):
         plugin._post(MESSAGE, None, "key")
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 30
 
 
 def test_a_refusal_does_not_tell_the_secret(
