@@ -35,6 +35,12 @@ service.LAKE_SECONDS = service.TOPIC_SECONDS = 0.2
 service.GROUP_SECONDS = 3.0  # longer than a rebalance takes, or members would be stirred up in the middle of one
 consumer.BATCH = 40
 
+serving = service.serve
+def serve(*arguments):
+    print("ready", flush=True)  # it can be told to end
+    return serving(*arguments)
+service.serve = serve
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -102,11 +108,19 @@ def start(settings: Settings, step: str = "", member: str = "one") -> subprocess
     )
 
 
+def next_line(process: subprocess.Popen[str]) -> str:
+    """The next line of its output."""
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
 @contextmanager
 def consuming(settings: Settings, *members: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Members that run until the end of the block, and then leave in good order within 30 s."""
     processes = [start(settings, member=member) for member in members or ("one",)]
     try:
+        for process in processes:
+            assert next_line(process) == "ready"
         yield processes
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -191,7 +205,7 @@ def test_killed_at_a_step_again_and_again_it_loses_and_repeats_nothing(step: str
         send(settings, *values[number * 100 : (number + 1) * 100])
         process = start(settings, step)
         try:
-            assert process.wait(60) == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
+            assert process.wait(180) == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
         finally:
             process.kill()
             process.communicate()
@@ -205,8 +219,7 @@ def test_one_that_slept_in_its_transaction_is_fenced_and_its_successor_does_not_
     send(settings, *values[:100])
     sleeper = start(settings, "asleep in the transaction", member="sleeper")
     try:
-        assert sleeper.stdout
-        assert sleeper.stdout.readline() == "asleep\n"
+        assert [next_line(sleeper), next_line(sleeper)] == ["ready", "asleep"]
         send(settings, *values[100:])
         with consuming(settings, "successor"):
             check(settings, values, expected, poison)
