@@ -46,17 +46,8 @@ def packages() -> None:
     if status.returncode:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update", "-qq"], check=True)
-        install = [
-            "apt-get",
-            "install",
-            "-o",
-            "DPkg::Lock::Timeout=300",
-            "-qq",
-            "--yes",
-            "--no-install-recommends",
-            *PACKAGES,
-        ]
-        subprocess.run(install, check=True, env=environment)
+        options = ["-o", "DPkg::Lock::Timeout=300", "-qq", "--yes", "--no-install-recommends"]
+        subprocess.run(["apt-get", "install", *options, *PACKAGES], check=True, env=environment)
 
 
 def binaries() -> Path:
