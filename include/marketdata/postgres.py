@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import psycopg
 
 
+SILENCE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""Of libpq: a server that has gone without a word is given up after some ten seconds."""
+
+
 def connect(dsn: str, application: str, **options: Any) -> psycopg.Connection[Any]:
     """A connection that commits each statement by itself and keeps no state in between: a pooler may lie on the way.
 
@@ -22,5 +26,5 @@ def connect(dsn: str, application: str, **options: Any) -> psycopg.Connection[An
 
     return psycopg.connect(
         dsn, autocommit=True, prepare_threshold=None, application_name=f"marketdata-{application}", connect_timeout=3,
-        keepalives_idle=5, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, **options,
+        **SILENCE, **options,
     )  # fmt: skip

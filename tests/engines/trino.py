@@ -82,7 +82,7 @@ def _catalog(postgres_dsn: str, lake: Lake) -> dict[str, str]:
         "iceberg.catalog.type": "jdbc",
         "iceberg.jdbc-catalog.catalog-name": "lake",
         "iceberg.jdbc-catalog.driver-class": "org.postgresql.Driver",
-        "iceberg.jdbc-catalog.connection-url": f"jdbc:postgresql://{dsn.hostname}:{dsn.port}/iceberg",
+        "iceberg.jdbc-catalog.connection-url": f"jdbc:postgresql://{dsn.hostname}:{dsn.port}/iceberg?socketTimeout=60&tcpKeepAlive=true",
         "iceberg.jdbc-catalog.connection-user": dsn.username or "",
         "iceberg.jdbc-catalog.connection-password": dsn.password or "",
         "iceberg.jdbc-catalog.default-warehouse-dir": f"{lake.uri}/warehouse",

@@ -20,6 +20,15 @@ ORPHANS_AFTER = timedelta(days=7)
 """Age of a file that nobody can still be about to commit: a run ends after one hour."""
 
 
+def outdated(committed: Sequence[datetime], since: datetime) -> int:
+    """How many of a table's snapshots no run has found since then: another one had followed each.
+
+    Args:
+        committed: when each was, oldest first.
+    """
+    return sum(later < since for later in committed[1:])
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What became of a batch's rows; every row is counted in exactly one of the five.
@@ -160,7 +169,7 @@ class Lakehouse(Protocol):
         current snapshot is kept whatever its age. A repeated call has little to do.
 
         Args:
-            keep: snapshots younger than this are kept.
+            keep: what was current at any moment since so long ago is kept, whenever it was committed.
 
         Raises:
             UsageError: the other engine writes this table.

@@ -23,7 +23,7 @@ from marketdata.batches import ROWS_PER_PART, Batch
 from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import TryLaterError, UnavailableError, UsageError
-from marketdata.lakehouse.contract import WRITER, Loaded, Maintained, Snapshot
+from marketdata.lakehouse.contract import WRITER, Loaded, Maintained, Snapshot, outdated
 from marketdata.lakehouse.merging import INSERTED, UPDATED, Rows, Shape, decide, distinct, months, shape
 from marketdata.lakehouse.statements import (
     ONE_READING_STATEMENT,
@@ -35,6 +35,7 @@ from marketdata.lakehouse.statements import (
     tables_there,
 )
 from marketdata.lakehouse.sweeping import sweep
+from marketdata.postgres import SILENCE
 from marketdata.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pyiceberg.partitioning import PartitionSpec
     from pyiceberg.schema import Schema
     from pyiceberg.table import FileScanTask, Table
+    from pyiceberg.table.snapshots import Snapshot as IcebergSnapshot
     from pyiceberg.types import IcebergType
     from sqlalchemy import URL
 
@@ -56,6 +58,9 @@ CONNECT_SECONDS = 5
 """For one try; pyiceberg makes two before it gives up."""
 
 TRIES = 10
+
+DECIDED_ANEW = {"commit.retry.num-retries": "0"}
+"""Property of a table: pyiceberg would repeat a lost commit as it was, and so insert a record twice."""
 
 SMALL_ROWS = ROWS_PER_PART // 2
 """A file of fewer rows is small; maintenance makes files of at most `ROWS_PER_PART` of them."""
@@ -153,16 +158,15 @@ class EmbeddedLakehouse:
     def history(self, dataset: Dataset) -> list[Snapshot]:
         with self._reaching():
             table = self._find(dataset)
-            snapshots = table.metadata.snapshots if table else []
         return [
             Snapshot(
                 snapshot_id=snapshot.snapshot_id,
                 parent_id=snapshot.parent_snapshot_id,
-                committed_at=datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC),
+                committed_at=_committed_at(snapshot),
                 operation=snapshot.summary.operation.value if snapshot.summary else "",
                 summary=dict(snapshot.summary.additional_properties) if snapshot.summary else {},
             )
-            for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+            for snapshot in (_in_order(table) if table else ())
         ]
 
     def maintain(self, dataset: Dataset, keep: timedelta) -> Maintained | None:
@@ -233,8 +237,9 @@ class EmbeddedLakehouse:
         """Forget old snapshots in one commit; how many."""
         table = self._catalog.load_table((self._namespace, dataset.name))
         kept = {ref.snapshot_id for ref in table.metadata.refs.values()}
-        before = (datetime.now(UTC) - keep).timestamp() * 1000
-        old = [s.snapshot_id for s in table.metadata.snapshots if s.timestamp_ms < before and s.snapshot_id not in kept]
+        snapshots = _in_order(table)
+        count = outdated([_committed_at(snapshot) for snapshot in snapshots], datetime.now(UTC) - keep)
+        old = [snapshot.snapshot_id for snapshot in snapshots[:count] if snapshot.snapshot_id not in kept]
         if old:
             table.maintenance.expire_snapshots().by_ids(old).commit()
         return len(old)
@@ -275,18 +280,29 @@ class EmbeddedLakehouse:
                         "comment": dataset.doc,
                         "format-version": "2",
                         "write.parquet.compression-codec": "zstd",
-                        # pyiceberg would repeat a lost commit without deciding again, and so insert a record twice.
-                        "commit.retry.num-retries": "0",
+                        **DECIDED_ANEW,
                     },
                 )
                 log.info("created table", extra={"table": dataset.name})
             table = self._catalog.load_table((self._namespace, dataset.name))
         new = _new_columns(table, dataset)
-        if new and table.properties.get(WRITER) == ENGINE:
-            with table.update_schema() as update:
-                for column in new:
-                    update.add_column(column.name, _iceberg_type(column), column.doc)
+        if table.properties.get(WRITER) != ENGINE:
+            return
+        if not table.properties.items() >= DECIDED_ANEW.items():  # Trino made it, and was told to leave it to us
+            self._insist(dataset, "was taken over", lambda: self._take_over(dataset))
+        if new:
+            self._insist(dataset, "was changed", lambda: self._add_columns(dataset))
             log.info("added columns", extra={"table": dataset.name, "columns": [column.name for column in new]})
+
+    def _take_over(self, dataset: Dataset) -> None:
+        with self._catalog.load_table((self._namespace, dataset.name)).transaction() as transaction:
+            transaction.set_properties(DECIDED_ANEW)
+
+    def _add_columns(self, dataset: Dataset) -> None:
+        table = self._catalog.load_table((self._namespace, dataset.name))
+        with table.update_schema() as update:
+            for column in _new_columns(table, dataset):
+                update.add_column(column.name, _iceberg_type(column), column.doc)
 
     def _create_namespace(self) -> None:
         from pyiceberg.exceptions import NamespaceAlreadyExistsError
@@ -313,7 +329,8 @@ class EmbeddedLakehouse:
         if at is not None:
             refuse_now(sql, at, names)
         lists_all = re.match(r"\s*show\b", sql, re.IGNORECASE)
-        for name in names if lists_all else mentioned(sql, names):
+        known = [name for name in names if at is None or name in at]
+        for name in names if lists_all else mentioned(sql, known):
             table = self._catalog.load_table((self._namespace, name))
             connection.from_arrow(_readable(table, None if at is None else at[name])).create_view(name)
         return names
@@ -326,7 +343,8 @@ class EmbeddedLakehouse:
         from sqlalchemy import make_url
 
         url = make_url(self._dsn).set(drivername="postgresql+psycopg", database=DATABASE)
-        return url.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
+        options = {"connect_timeout": CONNECT_SECONDS, **SILENCE}
+        return url.update_query_dict({name: str(value) for name, value in options.items()})
 
     @cached_property
     def _catalog(self) -> SqlCatalog:
@@ -515,6 +533,14 @@ def _together(tasks: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
         rows += task.file.record_count
     if len(some) > 1:
         yield some
+
+
+def _in_order(table: Table) -> list[IcebergSnapshot]:
+    return sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.sequence_number or 0)
+
+
+def _committed_at(snapshot: IcebergSnapshot) -> datetime:
+    return datetime.fromtimestamp(snapshot.timestamp_ms / 1000, UTC)
 
 
 def _named(table: Table) -> set[str]:

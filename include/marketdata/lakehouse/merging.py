@@ -69,7 +69,11 @@ def shape(dataset: Dataset) -> Shape:
 
 
 def decide(of: Shape, rows: pa.Table, state: pa.Table) -> NDArray[np.int8]:
-    """Outcome of each row of the batch, given what the table has of these records."""
+    """Outcome of each row of the batch, given what the table has of these records.
+
+    Raises:
+        BadDataError: the table has one of them twice.
+    """
     import duckdb
     import numpy as np
     import pyarrow as pa
@@ -80,7 +84,13 @@ def decide(of: Shape, rows: pa.Table, state: pa.Table) -> NDArray[np.int8]:
         connection.register("t", state)
         joined = f"s LEFT JOIN t ON s.{of.identity} = t.{of.identity}"
         statement = f"SELECT CAST({of.outcome()} AS TINYINT) AS outcome FROM {joined} ORDER BY position"  # noqa: S608
-        return np.asarray(connection.execute(statement).fetchnumpy()["outcome"], dtype=np.int8)
+        outcomes = np.asarray(connection.execute(statement).fetchnumpy()["outcome"], dtype=np.int8)
+    if len(outcomes) != len(rows):
+        raise BadDataError(
+            f"the table holds {len(outcomes) - len(rows)} of these records a second time; nothing was loaded",
+            f"find them (GROUP BY {of.identity} HAVING count(*) > 1), and take the table back to a snapshot before",
+        )
+    return outcomes
 
 
 def distinct(of: Shape, rows: pa.Table) -> pa.Table:

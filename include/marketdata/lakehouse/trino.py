@@ -19,7 +19,7 @@ from marketdata.batches import Batch, Lake
 from marketdata.datasets import Column, Dataset, quarantine
 from marketdata.datasets.dataset import DATE, INTEGER, TEXT, TIMESTAMP
 from marketdata.errors import BadDataError, MarketdataError, TryLaterError, UnavailableError, UsageError
-from marketdata.lakehouse.contract import ORPHANS_AFTER, WRITER, Loaded, Maintained, Snapshot
+from marketdata.lakehouse.contract import ORPHANS_AFTER, WRITER, Loaded, Maintained, Snapshot, outdated
 from marketdata.lakehouse.merging import REVISES, distinct, parts, shape
 from marketdata.lakehouse.statements import (
     expired,
@@ -54,7 +54,13 @@ CATALOG_NEEDS = (
     " has months, e.g. 4000"
 )
 
+BEGIN_WITHIN = timedelta(minutes=10)
+"""How long after a look at a table's snapshots the statement that expires them begins, repeated or not."""
+
 _LOST_RACE = frozenset({"ICEBERG_COMMIT_ERROR", "TRANSACTION_CONFLICT"})
+_ENDED_BY_OTHERS = frozenset({"ABANDONED_QUERY", "ADMINISTRATIVELY_KILLED", "USER_CANCELED"})
+"""Trino counts them as the user's errors."""
+
 _ROWS_AT_ONCE = 10_000
 
 T = TypeVar("T")
@@ -89,7 +95,8 @@ class TrinoLakehouse:
         if new and self._writer(dataset) == ENGINE:
             for column in new:
                 definition = f"{identifier(column.name)} {_trino_type(column)} COMMENT {text(column.doc)}"
-                self._run(f"ALTER TABLE {self._table(dataset)} ADD COLUMN IF NOT EXISTS {definition}")
+                statement = f"ALTER TABLE {self._table(dataset)} ADD COLUMN IF NOT EXISTS {definition}"
+                self._insist(dataset, lambda statement=statement: self._run(statement))
             log.info("added columns", extra={"table": dataset.name, "columns": [column.name for column in new]})
 
     def load(self, dataset: Dataset, batch: Batch, run_id: str | None = None) -> Loaded:
@@ -162,11 +169,23 @@ class TrinoLakehouse:
         before = self._count(dataset, "$files")
         self._alter(dataset, "optimize")
         after, snapshots = self._count(dataset, "$files"), self._count(dataset, "$snapshots")
-        self._alter(dataset, "expire_snapshots", keep)
+        self._expire(dataset, keep)
         maintained = Maintained(before, after, snapshots - self._count(dataset, "$snapshots"))
         self._alter(dataset, "remove_orphan_files", ORPHANS_AFTER)
         log.info("maintained", extra={"table": dataset.name, **asdict(maintained)})
         return maintained
+
+    def _expire(self, dataset: Dataset, keep: timedelta) -> None:
+        """Forget what `outdated` counts, and nothing younger: Trino goes by the age of a snapshot alone."""
+        rows = self._run(f"SELECT committed_at, now() FROM {self._table(dataset, '$snapshots')} ORDER BY committed_at")  # noqa: S608
+        if not rows:
+            return
+        committed, now = [at for at, _ in rows], rows[0][1]
+        count = outdated(committed, now - keep)
+        if 0 < count < len(committed) - 1:  # the last one, Trino keeps by itself
+            keep = max(keep, now - committed[count] + BEGIN_WITHIN)
+        if count:
+            self._alter(dataset, "expire_snapshots", keep)
 
     def _merge(self, dataset: Dataset, source: Batch | pa.Table, run_id: str) -> Loaded:
         from concurrent.futures import ThreadPoolExecutor
@@ -486,12 +505,12 @@ class TrinoLakehouse:
     def _reaching(self) -> Iterator[None]:
         """Turn failures to reach Trino, or of what stands behind it, into errors that name the address."""
         from requests.exceptions import RequestException
-        from trino.exceptions import Http502Error, Http503Error, Http504Error, TrinoConnectionError, TrinoQueryError
+        from trino.exceptions import HttpError, TrinoConnectionError, TrinoQueryError
 
         remedy = "check TRINO_HOST, TRINO_PORT and the server, then repeat the step: it is safe"
         try:
             yield
-        except (RequestException, TrinoConnectionError, Http502Error, Http503Error, Http504Error) as error:
+        except (RequestException, TrinoConnectionError, HttpError) as error:
             raise UnavailableError(
                 f"Trino at {self._address} does not answer: {type(error).__name__};"
                 " a load that was under way is either wholly in the table or not at all",
@@ -500,7 +519,7 @@ class TrinoLakehouse:
         except TrinoQueryError as error:
             if error.error_name in _LOST_RACE:
                 raise
-            if error.error_type == "USER_ERROR":
+            if error.error_type == "USER_ERROR" and error.error_name not in _ENDED_BY_OTHERS:
                 raise UsageError(
                     f"Trino refused query {error.query_id}: {first_line(error.message)}", CATALOG_NEEDS
                 ) from error

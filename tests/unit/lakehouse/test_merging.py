@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketdata.datasets import COMMODITY_PRICES, quarantine
+from marketdata.errors import BadDataError
 from marketdata.lakehouse import merging
 from marketdata.lakehouse.merging import INSERTED, REPEATED, SUPERSEDED, UNCHANGED, UPDATED, Rows, decide, months, shape
 from marketdata.settings import Settings
@@ -54,6 +55,13 @@ def test_outcomes_stand_in_the_order_of_the_rows() -> None:
     outcome = decide(shape(COMMODITY_PRICES), table([price(day) for day in days]), state)
 
     assert outcome.tolist() == [REPEATED, INSERTED] * 2500
+
+
+def test_a_record_that_the_table_has_twice_is_told_and_not_built_upon() -> None:
+    """Outcomes would stand at other rows than theirs."""
+    state = table([price(), price(batch="b2"), price("2024-01-03")])
+    with pytest.raises(BadDataError, match="holds 1 of these records a second time; nothing was loaded"):
+        decide(shape(COMMODITY_PRICES), table([price(), price("2024-01-04")]), state)
 
 
 @given(st.integers(-8_000_000_000_000_000, 8_000_000_000_000_000).map(lambda us: EPOCH + timedelta(microseconds=us)))
