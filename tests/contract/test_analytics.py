@@ -35,6 +35,7 @@ from marketdata.streaming.encode import messages
 from marketdata.streaming.price_moves import teller
 from marketdata.streaming.publish import publish
 from marketdata.streaming.service import Measures, Progress, serve
+from marketdata.tasks import analytics as analytics_task
 from marketdata.tasks import dlq
 from marketdata.tasks.analytics import load_changes
 from tests import waiting
@@ -205,8 +206,8 @@ def test_a_series_whose_records_lie_in_two_partitions_has_one_window(settings: S
 
 
 def test_restarts_neither_lose_nor_repeat_and_open_windows_are_whole(settings: Settings) -> None:
-    # Its minute is over when events say so, however long this takes.
-    now = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(hours=1)
+    # Its minute is over when events say so, however long this takes; no event may be five minutes ahead.
+    now = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=3)
     open_ = [price(now + timedelta(seconds=number), "70") for number in range(20)]
     values = encoded(*open_)
     for first in range(0, 20, 5):
@@ -358,6 +359,59 @@ def dead_letters(settings: Settings) -> list[tuple[int, Any]]:
     return [(m.partition() or 0, m) for some in read_committed(settings, topic, spans) for m in some]
 
 
+def test_letters_are_told_and_replayed_some_bytes_at_a_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = window_sinks._Line.tell
+    together: list[int] = []
+
+    def noted(line: Any, rows: Any, letters: Any, upto: int) -> None:
+        together.append(len(letters))
+        tell(line, rows, letters, upto)
+
+    monkeypatch.setattr(window_sinks._Line, "tell", noted)
+    monkeypatch.setattr(window_sinks, "LETTERS_AT_ONCE", 2_500)
+    monkeypatch.setattr(window_store, "ASKED_BYTES", 2_500)
+    with running(settings) as member:
+        send(settings, *[b"broken".ljust(1_000)] * 5, *encoded(*ticks("70")), b"x" * 9_000, b"broken", partition=1)
+        until(lambda: len(windows(settings)) == 1 and feeds(settings) == (1, 7, 0))
+        owned = member.consumer.feeds
+        sinks = TopicSinks(settings, lambda: owned)
+        assert sinks.deliver() == 8
+        sinks.close()
+    assert together == [3, 3, 1]
+    assert len(dead_letters(settings)) == 7
+    dlq.replay(settings, [], every=True)
+    store = window_store.WindowStore(settings, settings.kafka_topic, stream_windows.Book())
+    ((_, asked),) = store.asked(owned).items()
+    store.close()
+    assert len(asked) == 3
+
+
+def test_a_letter_larger_than_its_topic_takes_is_told_without_its_value_and_kept(
+    settings: Settings, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    large = b"0" * 2_000_000  # brokers measure what is left of it when it is compressed
+    options = {"compression.type": "zstd", "message.max.bytes": 4_000_000}
+    producer = Producer({"bootstrap.servers": settings.require("kafka_brokers"), **options})
+    for value in (large, b"broken"):
+        producer.produce(settings.kafka_topic, value, b"Oil", 1)
+    assert producer.flush(30) == 0
+    with running(settings) as member:
+        until(lambda: feeds(settings) == (0, 2, 0))
+        sinks = TopicSinks(settings, lambda: member.consumer.feeds)
+        assert sinks.deliver() == 2
+        sinks.close()
+    letters = [message for _, message in dead_letters(settings)]
+    first, second = sorted(letters, key=lambda letter: dict(letter.headers() or [])["offset"])
+    assert (first.key(), first.value(), second.key(), second.value()) == (None, None, b"Oil", b"broken")
+    ((letter_id,),) = ask(settings, f"SELECT letter_id {LETTERS} AND message_offset = 0")
+    assert f"marketdata dlq show {letter_id}" in dict(first.headers() or [])["kept"].decode()
+    assert "kept" not in dict(second.headers() or [])
+    dlq.show(settings, letter_id)
+    assert large in capfdbinary.readouterr().out
+
+
 def test_a_letter_is_replayed_once_by_the_consumer(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,6 +472,52 @@ def test_the_lake_has_every_window_once_and_a_repeated_load_changes_nothing(
     assert [(row["count"], row["total"]) for row in rows.to_pylist()] == [(3, Decimal(240)), (1, Decimal(72))]
 
 
+def test_a_change_that_has_the_number_of_one_that_was_lost_is_loaded_too(settings: Settings) -> None:
+    with running(settings):
+        send(settings, *encoded(*ticks("70")), partition=1)
+        until(lambda: windows(settings))
+    assert load_changes(settings) == 1
+    with window_store.connected(settings) as postgres, postgres.transaction():
+        lose_windows(settings, postgres)
+        postgres.execute(
+            "UPDATE marketdata.analytics_feeds SET sequence = 0, loaded = 0 WHERE consumer_group = %s",
+            (settings.analytics_group,),
+        )
+    with running(settings):
+        send(settings, *encoded(*ticks("71", minute=5)), partition=1)
+        until(lambda: windows(settings))
+    assert load_changes(settings) == 1
+    rows = open_lakehouse(settings).query("SELECT last FROM commodity_aggregates ORDER BY window_start")
+    assert [row["last"] for row in rows.to_pylist()] == [Decimal(70), Decimal(71)]
+
+
+def test_a_series_under_two_commodities_is_loaded_once_as_it_was_last(settings: Settings) -> None:
+    with running(settings):
+        send(settings, *encoded(*ticks("70", commodity="Copper")))
+        until(lambda: len(ask(settings, COMMODITIES)) == 1)
+        send(settings, *encoded(*ticks("71", commodity="Gold"), *ticks("72", minute=1)))
+        until(lambda: len(ask(settings, COMMODITIES)) == 3)
+    assert load_changes(settings) == 2
+    rows = open_lakehouse(settings).query("SELECT commodity, last FROM commodity_aggregates ORDER BY window_start")
+    assert [tuple(row.values()) for row in rows.to_pylist()] == [("Gold", Decimal(71)), ("Oil", Decimal(72))]
+
+
+COMMODITIES = "SELECT commodity FROM marketdata.price_window_features WHERE consumer_group = %(group)s"
+
+
+def test_a_load_whose_process_was_stopped_does_not_hold_the_lock_for_ever(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def limit(_settings: Settings, postgres: Any) -> None:
+        found.append(postgres.execute("SHOW idle_in_transaction_session_timeout").fetchone())
+
+    monkeypatch.setattr(analytics_task, "_unloaded", limit)
+    assert load_changes(settings) == 0
+    assert found == [("15min",)]
+
+
 def test_a_recent_move_is_told_once_across_restarts_and_history_is_not(settings: Settings) -> None:
     name = uuid.uuid4().hex[:8]
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
@@ -451,6 +551,59 @@ def test_an_older_owner_stores_nothing(settings: Settings) -> None:
     with running(replace_member(settings, "two")):
         until(lambda: windows(settings))
     assert feeds(settings) == (1, 0, 0)
+
+
+def test_postgres_that_has_gone_back_is_given_again_what_it_lost(settings: Settings) -> None:
+    with running(settings) as first:
+        until(lambda: len(first.consumer.feeds) == 3)
+        before = ask(
+            settings,
+            "SELECT next_offset, resume_offset, sequence, updated_at, feed_id FROM marketdata.analytics_feeds "
+            "WHERE consumer_group = %(group)s",
+        )
+        send(settings, *encoded(*ticks("70", "71")), partition=1)
+        until(lambda: windows(settings))
+        with window_store.connected(settings) as postgres, postgres.transaction():
+            for row in before:
+                postgres.execute(
+                    "UPDATE marketdata.analytics_feeds SET next_offset = %s, resume_offset = %s, sequence = %s, "
+                    "updated_at = %s, records = 0 WHERE feed_id = %s",
+                    row,
+                )
+            lose_windows(settings, postgres)  # a series is stored before its first window, and may be there
+        send(settings, *encoded(*ticks("72", minute=5)), partition=1)
+        until(lambda: first.failed)
+    assert isinstance(first.failed, TryLaterError)
+    assert "has less than this member stored" in first.failed.message
+    assert windows(settings) == {}
+    with running(replace_member(settings, "two")):
+        until(lambda: len(windows(settings)) == 2)
+    assert feeds(settings) == (3, 0, 0)
+
+
+def test_a_series_that_postgres_has_lost_is_not_written_without_it(settings: Settings) -> None:
+    with running(settings) as first:
+        send(settings, *encoded(*ticks("70")), partition=1)
+        until(lambda: windows(settings))
+        with window_store.connected(settings) as postgres, postgres.transaction():
+            lose_windows(settings, postgres)
+            postgres.execute(
+                "DELETE FROM marketdata.price_series WHERE consumer_group = %s", (settings.analytics_group,)
+            )
+        send(settings, *encoded(*ticks("71", minute=5)), partition=1)
+        until(lambda: first.failed)
+    assert isinstance(first.failed, TryLaterError)
+    with running(replace_member(settings, "two")):
+        until(lambda: windows(settings))
+    assert list(windows(settings)) == [("WTI", at(5))]
+
+
+def lose_windows(settings: Settings, postgres: psycopg.Connection[Any]) -> None:
+    postgres.execute(
+        "DELETE FROM marketdata.price_windows w USING marketdata.price_series s "
+        "WHERE w.series_id = s.series_id AND s.consumer_group = %s",
+        (settings.analytics_group,),
+    )
 
 
 def replace_member(settings: Settings, name: str) -> Settings:

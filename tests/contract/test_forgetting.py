@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from marketdata import postgres as transactions
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.lakehouse import open_lakehouse
 from marketdata.observability import runs
@@ -84,6 +85,19 @@ def test_letters_are_forgotten_when_their_topic_forgets_them(settings: Settings)
         postgres.execute("UPDATE marketdata.dead_letters SET asked_at = failed_at WHERE value = 'asked for'")
     assert forgetting.letters(settings, COMMODITY_PRICES) == 1
     assert ask(settings, count) == [(1,)], "somebody waits for it"
+
+
+def test_a_lock_that_somebody_sleeps_on_does_not_hold_a_step_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transactions, "_TEN_SECONDS", transactions._TEN_SECONDS.replace("10s", "1s"))
+    runs.latest(settings, "commodity_prices", 1)
+    with window_store.connected(settings) as sleeper, sleeper.transaction():
+        sleeper.execute("LOCK TABLE marketdata.run_steps")
+        with runs.recorded(settings, "commodity_prices", "held up", "load"):
+            pass
+    assert "the run record was not written" in caplog.text
+    assert "statement timeout" in caplog.text
 
 
 def test_the_record_of_runs_is_kept_for_a_time(settings: Settings) -> None:

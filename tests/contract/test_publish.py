@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
+from marketdata import postgres
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import BadDataError, TryLaterError, UnavailableError, UsageError
@@ -30,7 +31,7 @@ from marketdata.streaming.brokers import outcome, reach
 from marketdata.streaming.consume import read_back
 from marketdata.streaming.publish import Published, producer_settings, publish
 from tests.contract.prices import EARLY, LATE, batch_of, price
-from tests.contract.topic import ends, held, held_of, identities, known_everywhere, own_topic, state
+from tests.contract.topic import delete, ends, held, held_of, identities, known_everywhere, own_topic, state
 from tests.waiting import until
 
 
@@ -445,14 +446,59 @@ def test_other_tenants_markers_since_are_no_hindrance(settings: Settings, old_en
 
 
 def test_a_published_batch_is_looked_for_until_the_ledger_knows_it(
-    settings: Settings, old_end: Callable[[float], float]
+    settings: Settings, old_end: Callable[[float], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known_at = old_end(1)
-    assert "b2" in ledger.read_with(settings, COMMODITY_PRICES, "b2").batches
+    fold, marker = ledger.read_with(settings, COMMODITY_PRICES, "b2")
     assert time.monotonic() > known_at
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "OLD_LEADER_SECONDS", 1)
-        assert ledger.read_with(settings, COMMODITY_PRICES, "never").batches.keys() == {"b1", "b2"}
+    assert (fold.batches.keys(), marker.batch_id, marker.published) == ({"b1", "b2"}, "b2", 2)
+    monkeypatch.setattr(ledger, "OLD_LEADER_SECONDS", 1)
+    old_end(60)
+    with pytest.raises(TryLaterError, match=r"does not know batch b2.*nothing was changed.*publish was skipped"):
+        ledger.read_with(settings, COMMODITY_PRICES, "b2")
+
+
+class Untold:
+    """A message whose offset the broker did not tell."""
+
+    def offset(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("untold", "says"), [(True, "an offset that its broker did not tell"), (False, "0;")])
+def test_a_marker_that_does_not_lie_behind_what_was_read_proves_nothing(
+    untold: bool, says: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a message the broker had already, or of a ledger that was made anew in between."""
+    read = ledger.read
+
+    class Producer(confluent_kafka.Producer):
+        def produce(self, *given: Any, on_delivery: Any = None, **named: Any) -> None:
+            tell = (lambda error, _: on_delivery(error, Untold())) if on_delivery and untold else on_delivery
+            super().produce(*given, **named, **({"on_delivery": tell} if tell else {}))
+
+    def more(*given: Any) -> Any:
+        fold = read(*given)
+        return fold if untold else replace(fold, end=fold.end + 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confluent_kafka, "Producer", Producer)
+        patch.setattr(ledger, "read", more)
+        with pytest.raises(TryLaterError, match=f"lies at {says}.*nothing was published"):
+            run(settings, *days(5))
+    assert held(settings) == []
+    assert counts(run(settings, *days(5))) == (5, 0, 0)
+
+
+def test_markers_are_written_where_the_ledger_is_read(settings: Settings) -> None:
+    """Whatever partitions somebody has given it since."""
+    from confluent_kafka.admin import NewPartitions
+
+    cluster, name = reach(settings), topics.ledger_topic(settings, COMMODITY_PRICES)
+    outcome(cluster.admin.create_partitions([NewPartitions(name, 7)])[name], cluster, "adding partitions")
+    until("they are known", lambda: len(reach(settings).metadata.topics[name].partitions) == 7)
+    run(settings, *days(5))
+    assert run(settings, *days(5)).repeated
 
 
 def test_tries_at_once_publish_everything_once(settings: Settings) -> None:
@@ -654,15 +700,21 @@ def test_without_postgres_or_with_a_dead_one_publishing_goes_on(
     assert "secret-word" not in caplog.text + str([record.__dict__ for record in caplog.records])
 
 
+def test_a_lock_that_somebody_sleeps_on_does_not_hold_publishing_up(
+    remembered: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postgres, "_TEN_SECONDS", postgres._TEN_SECONDS.replace("10s", "1s"))
+    monkeypatch.setattr(snapshots, "MARKERS", 1)
+    with psycopg.connect(remembered.require("postgres_dsn")) as sleeper:
+        sleeper.execute("LOCK TABLE marketdata.ledger_snapshot")
+        assert counts(run(remembered, *days(21, batch="b4", as_of=EARLY))) == (1, 19, 1)
+    reasons = [record.reason for record in caplog.records if "ledger snapshot" in record.message]
+    assert [reason.partition(":")[0] for reason in reasons] == ["QueryCanceled"] * 2
+
+
 def test_a_topic_made_anew_starts_anew(remembered: Settings) -> None:
     settings = remembered
-    cluster = reach(settings)
-    names = [settings.kafka_topic, f"{settings.kafka_topic}-ledger"]
-    for future in cluster.admin.delete_topics(names).values():
-        outcome(future, cluster, "deleting")
-    for address in cluster.brokers.split(","):
-        at = settings.model_copy(update={"kafka_brokers": address})
-        until("both topics have gone", lambda at=at: not set(names) & set(reach(at).metadata.topics))
+    delete(settings, settings.kafka_topic, f"{settings.kafka_topic}-ledger")
     topics.apply(settings)
     assert counts(run(settings, *days(20, batch="b2", as_of=LATE))) == (20, 0, 0)
 

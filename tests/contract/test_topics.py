@@ -15,8 +15,9 @@ from marketdata.errors import UnavailableError, UsageError
 from marketdata.settings import Settings
 from marketdata.streaming import topics
 from marketdata.streaming.brokers import outcome, reach
+from marketdata.streaming.publish import producer_settings
 from marketdata.tasks import topics as command
-from tests.contract.topic import known_everywhere, own_topic
+from tests.contract.topic import delete, known_everywhere, own_topic
 from tests.waiting import until
 
 
@@ -102,6 +103,34 @@ def test_what_would_lose_data_is_refused_and_nothing_else_is_changed_either(
     with pytest.raises(UsageError, match=f"{says}.*no topic was changed"):
         topics.apply(settings)
     assert {str(one) for one in topics.compare(settings)} == before
+
+
+def write(settings: Settings, topic: str) -> None:
+    from confluent_kafka import Producer
+
+    producer = Producer(producer_settings(settings, None, []))
+    producer.produce(topic, b"{}", b"Oil")
+    assert producer.flush(60) == 0
+
+
+@pytest.mark.parametrize("lost", [topics.records_topic, topics.ledger_topic])
+def test_records_or_ledger_are_not_made_anew_beside_the_other_one_in_use(
+    lost: Callable[..., str], settings: Settings
+) -> None:
+    name = lost(settings, COMMODITY_PRICES)
+    (left,) = {settings.kafka_topic, f"{settings.kafka_topic}-ledger"} - {name}
+    delete(settings, name)
+    assert [line.split(":")[0] for line in topics.apply(settings)] == [name], "the other one was never used"
+
+    write(settings, left)
+    delete(settings, name)
+    says = rf"{name} is missing and {left} is in use.*no topic was changed.*backup.*delete the other one too"
+    with pytest.raises(UsageError, match=says):
+        topics.apply(settings)
+    assert [str(one) for one in topics.compare(settings)] == [f"{name}: missing"]
+    delete(settings, left)
+    topics.apply(settings)
+    assert topics.compare(settings) == []
 
 
 def test_a_topic_with_other_partitions_fails_the_check(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

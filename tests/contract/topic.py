@@ -15,7 +15,7 @@ import pyarrow as pa
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.settings import Settings
 from marketdata.streaming import ledger, topics
-from marketdata.streaming.brokers import bounds, reach, read_committed
+from marketdata.streaming.brokers import bounds, outcome, reach, read_committed
 from marketdata.streaming.consume import ledger_state, read_back, records_of
 from tests.waiting import until
 
@@ -34,6 +34,16 @@ def own_topic(engines: Settings, settings_for: Callable[..., Settings], **other:
     return settings
 
 
+def delete(settings: Settings, *names: str) -> None:
+    """Delete topics, and wait until every broker knows it."""
+    cluster = reach(settings)
+    for future in cluster.admin.delete_topics(list(names)).values():
+        outcome(future, cluster, "deleting")
+    for address in cluster.brokers.split(","):
+        at = settings.model_copy(update={"kafka_brokers": address})
+        until(f"{names} have gone", lambda at=at: not set(names) & set(reach(at).metadata.topics))
+
+
 def held(settings: Settings) -> list[dict[str, Any]]:
     """Every committed message of the topic."""
     return [json.loads(value, parse_float=Decimal) for value in read_back(settings, settings.kafka_topic, 1_000_000)]
@@ -47,7 +57,8 @@ def identities(messages: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
 def held_of(settings: Settings, batch_id: str) -> pa.Table:
     """What the topic holds of a batch, as reconciliation sees it now."""
     fold = ledger.read(settings, COMMODITY_PRICES, settings.tenant)
-    return records_of(settings, COMMODITY_PRICES, fold, batch_id)
+    found = ledger.find(settings, fold, batch_id)
+    return records_of(settings, COMMODITY_PRICES, found[1]) if found else pa.table({})
 
 
 def state(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, tuple[str, datetime]]:

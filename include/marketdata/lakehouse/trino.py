@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketdata.batches import Batch, Lake
@@ -96,7 +97,7 @@ class TrinoLakehouse:
             for column in new:
                 definition = f"{identifier(column.name)} {_trino_type(column)} COMMENT {text(column.doc)}"
                 statement = f"ALTER TABLE {self._table(dataset)} ADD COLUMN IF NOT EXISTS {definition}"
-                self._insist(dataset, lambda statement=statement: self._run(statement))
+                self._insist(dataset, partial(self._run, statement))
             log.info("added columns", extra={"table": dataset.name, "columns": [column.name for column in new]})
 
     def load(self, dataset: Dataset, batch: Batch, run_id: str | None = None) -> Loaded:

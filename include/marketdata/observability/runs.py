@@ -138,9 +138,11 @@ def _connect(settings: Settings) -> psycopg.Connection[Any]:
     try:
         connection = postgres.connect(settings.require("postgres_dsn"), "runs")
         try:
-            connection.execute(_TABLE)
+            with postgres.transaction(connection):
+                connection.execute(_TABLE)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-            connection.execute(_TABLE)
+            with postgres.transaction(connection):
+                connection.execute(_TABLE)
         return connection
     except psycopg.OperationalError as error:
         raise UnavailableError(
@@ -151,7 +153,7 @@ def _connect(settings: Settings) -> psycopg.Connection[Any]:
 
 def _attempt(settings: Settings, statement: str, values: tuple[Any, ...]) -> Any:
     try:
-        with _connect(settings) as connection:
+        with _connect(settings) as connection, postgres.transaction(connection):
             return connection.execute(statement, values).fetchone()
     except Exception as error:
         log.warning("the run record was not written: %s", error)

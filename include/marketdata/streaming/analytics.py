@@ -128,6 +128,7 @@ class Analytics:
             UnavailableError: PostgreSQL was away for too long.
             UsageError: there is no such topic.
         """
+        self._store.stop = stop
         cluster = reach(self._settings)
         bounds(cluster, self._topic)
         self._topic_id = ledger.topic_id(cluster, self._topic)
@@ -361,16 +362,16 @@ class TopicSinks:
         for gone in self._sinks.keys() - feeds.keys():
             self._sinks.pop(gone).close()
         sent = 0
-        failures: list[TryLaterError | UnavailableError] = []
+        failures: list[Exception] = []
         with connected(self._settings) as postgres:
             for key, feed in feeds.items():
                 sink = self._sinks.setdefault(key, TopicSink(self._settings, self._topic, feed))
                 try:
                     sent += sink.deliver(postgres)
-                except (TryLaterError, UnavailableError) as error:
+                except Exception as error:
                     failures.append(error)
-        if failures:
-            raise failures[0]
+            if failures:
+                raise failures[0]
         return sent
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from marketdata.errors import TryLaterError
 from marketdata.settings import Settings
 from marketdata.streaming import ledger
 from marketdata.streaming.brokers import bounds, reach, read_committed
-from marketdata.streaming.fold import NEWEST, Fold, workspace
+from marketdata.streaming.fold import NEWEST, Fold, Marker, workspace
 from marketdata.streaming.topics import records_topic
 
 if TYPE_CHECKING:
@@ -41,13 +41,11 @@ def read_back(settings: Settings, topic: str, limit: int) -> list[bytes]:
     return found
 
 
-def records_of(settings: Settings, dataset: Dataset, fold: Fold, batch_id: str) -> pa.Table:
+def records_of(settings: Settings, dataset: Dataset, marker: Marker) -> pa.Table:
     """What the topic holds of a batch: ``record_id`` and ``content_hash`` of each message, as often as it is there.
 
-    No row where the ledger does not know the batch.
-
     Args:
-        fold: of the ledger.
+        marker: the batch's, which says where to look.
 
     Raises:
         UnavailableError: the brokers are gone, or the messages are (retention).
@@ -55,15 +53,13 @@ def records_of(settings: Settings, dataset: Dataset, fold: Fold, batch_id: str) 
     import pyarrow as pa
 
     parts = []
-    found = ledger.find(settings, fold, batch_id)
-    if found is not None:
-        spans = {at.partition: (at.first, at.last + 1) for at in found[1].offsets}
-        with workspace() as connection:
-            for messages in read_committed(settings, records_topic(settings, dataset), spans):
-                values = [(message.value() or b"").decode(errors="replace") for message in messages]
-                connection.register("messages", pa.table({"value": pa.array(values, pa.string())}))
-                parts.append(connection.sql(_FIELDS, params=[batch_id]).to_arrow_table())
-                connection.unregister("messages")
+    spans = {at.partition: (at.first, at.last + 1) for at in marker.offsets}
+    with workspace() as connection:
+        for messages in read_committed(settings, records_topic(settings, dataset), spans):
+            values = [(message.value() or b"").decode(errors="replace") for message in messages]
+            connection.register("messages", pa.table({"value": pa.array(values, pa.string())}))
+            parts.append(connection.sql(_FIELDS, params=[marker.batch_id]).to_arrow_table())
+            connection.unregister("messages")
     schema = pa.schema([("record_id", pa.string()), ("content_hash", pa.string())])
     return pa.concat_tables([schema.empty_table(), *parts])
 

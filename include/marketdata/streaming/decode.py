@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -23,12 +25,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRICE_DIGITS = 18
+MILLIONTH = Decimal("0.000001")
+_EXACT = Context(PRICE_DIGITS, traps=[Inexact, InvalidOperation])
 
 LONGEST_REASON = 500
 """Characters; what is said of a long message may repeat it."""
 
 FUTURE = 5 * 60 * 1_000_000
 """Microseconds an event may be ahead of its arrival: one of the year 2126 must not move the watermark."""
+
+EARLIEST = int(datetime(1677, 9, 22, tzinfo=UTC).timestamp()) * 1_000_000
+"""Microseconds since 1970: the first day all of which a timestamp in nanoseconds holds; many readers count in these.
+A year before 1 is worse: PostgreSQL stores it, and its driver cannot read it back."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,6 @@ class Reader:
     """Reads messages of a dataset, one partition's at a time."""
 
     def __init__(self, dataset: Dataset, book: Book) -> None:
-        from decimal import Decimal
-
         fields: list[Any] = []
         for column in dataset.columns:
             # Times stay text: Arrow reads them four times faster, many at once.
@@ -137,13 +143,12 @@ def _columns(rows: list[Any], messages: list[Raw]) -> tuple[NDArray[np.void], ND
     members["event_time"] = _times("timestamp", [row.timestamp for row in rows])
     members["as_of"] = _times("as_of", [row.as_of for row in rows])
     ingested = _times("ingested_at", [row.ingested_at for row in rows])
-    # Arrow looks a tiny number's scale up in a table that ends, and the process with it.
-    if min((row.price.adjusted() for row in rows), default=0) < -PRICE_DIGITS:
-        raise _UnreadableError("price is not a decimal(18,6): its exponent is too small")
     try:
-        prices: pa.Array[Any] = pa.array([row.price for row in rows], pa.decimal128(PRICE_DIGITS, 6))
-    except pa.ArrowInvalid as error:
-        raise _UnreadableError(f"price is not a decimal(18,6): {error}") from None
+        # Arrow looks the factor up in a table that ends: it makes 0 of 1 with 45 zeros after the point, or dies.
+        exact = [_EXACT.quantize(row.price, MILLIONTH) for row in rows]
+        prices: pa.Array[Any] = pa.array(exact, pa.decimal128(PRICE_DIGITS, 6))
+    except (DecimalException, pa.ArrowInvalid):
+        raise _UnreadableError("price is not a decimal(18,6)") from None
     # The low half of 128 bits: eighteen digits fit into 63.
     members["price"] = np.frombuffer(memoryview(prices.buffers()[1] or b""), "<i8")[: 2 * len(rows) : 2]
     try:
@@ -153,6 +158,8 @@ def _columns(rows: list[Any], messages: list[Raw]) -> tuple[NDArray[np.void], ND
     if len(digests) != 8 * len(rows) or not all(len(row.content_hash) == 64 for row in rows):
         raise _UnreadableError("content_hash is not a SHA-256 in hexadecimal")
     members["content"] = np.frombuffer(digests, ">u8")
+    if (members["event_time"] < EARLIEST).any():
+        raise _UnreadableError("timestamp is before 1677-09-22, the first day nanoseconds hold")
     appended = np.array([message.appended for message in messages], np.int64)
     if (members["event_time"] > appended + FUTURE).any():
         raise _UnreadableError("timestamp is more than 5 minutes after the message's arrival")

@@ -6,7 +6,7 @@ It is the truth about what has been published; `snapshots` only spare reading it
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from marketdata.batches import Lake
 from marketdata.datasets import Dataset
@@ -18,8 +18,6 @@ from marketdata.streaming.fold import Fold, Marker, deltas_in
 from marketdata.streaming.topics import ledger_topic
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     import duckdb
     import pyarrow as pa
 
@@ -57,23 +55,35 @@ def read(settings: Settings, dataset: Dataset, tenant: str, trust_snapshot: bool
     return fold.with_markers(markers, end)
 
 
-def read_with(settings: Settings, dataset: Dataset, batch_id: str) -> Fold:
-    """The fold of all markers, of one batch's at least, which has been published.
+def read_with(settings: Settings, dataset: Dataset, batch_id: str) -> tuple[Fold, Marker]:
+    """The fold of all markers, and the marker of one batch that has been published.
 
     A ledger without it is read again until `OLD_LEADER_SECONDS`: a leader that was replaced may have told its old end.
-    What is returned then lacks the batch.
 
-    Raises: as `read` does.
+    Raises:
+        TryLaterError: it is without it still, which does not prove that the batch was not published: that leader may
+            be cut off for longer. Otherwise as `read` does.
     """
-    from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+    from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    def look() -> tuple[Fold, Marker]:
+        fold = read(settings, dataset, settings.tenant)
+        if found := find(settings, fold, batch_id):
+            return fold, found[1]
+        raise TryLaterError(
+            f"ledger {fold.topic} at {settings.kafka_brokers} does not know batch {batch_id}, not yet or no more; "
+            "nothing was changed",
+            "try again: a broker that was cut off learns of it once it is back; if this lasts, see whether the run's "
+            "publish was skipped or has failed, and clear it, or whether the ledger was lost",
+        )
 
     again = Retrying(
         stop=stop_after_delay(OLD_LEADER_SECONDS),
         wait=wait_fixed(0.5),
-        retry=retry_if_result(lambda fold: batch_id not in fold.batches),
-        retry_error_callback=lambda last: cast("Future[Fold]", last.outcome).result(),
+        retry=retry_if_exception_type(TryLaterError),
+        reraise=True,
     )
-    return again(read, settings, dataset, settings.tenant)
+    return again(look)
 
 
 def refuse_unread(settings: Settings, fold: Fold, at: int) -> None:
@@ -84,12 +94,20 @@ def refuse_unread(settings: Settings, fold: Fold, at: int) -> None:
 
     Args:
         fold: what the caller decided by; it has fenced every earlier try of its tenant and dataset before reading it.
-        at: offset of a marker that was acknowledged since.
+        at: offset of a marker that was acknowledged since; negative where the broker did not tell it.
 
     Raises:
-        TryLaterError: a marker of this tenant and dataset lies between the fold's end and that offset.
+        TryLaterError: a marker of this tenant and dataset lies between the fold's end and that offset, or the offset
+            is none behind that end and so proves nothing.
         UnavailableError: the brokers are gone.
     """
+    if at < fold.end:
+        raise TryLaterError(
+            f"ledger {fold.topic} was read up to offset {fold.end}, but the marker written behind that lies at "
+            f"{at if at >= 0 else 'an offset that its broker did not tell'}; nothing was published",
+            "try again; if this lasts, see whether the ledger was cut or made anew: it would have forgotten what was "
+            "published",
+        )
     for messages in read_committed(settings, fold.topic, {0: (fold.end, at)}):
         if any(message.key() == fold.key for message in messages):
             raise TryLaterError(

@@ -369,17 +369,20 @@ class _Transaction:
         return tuple(self._offsets[partition] for partition in sorted(self._offsets))
 
     def mark(self, ledger: str, key: bytes, marker: Marker) -> int:
-        """Add the marker; its offset."""
+        """Add the marker; its offset, negative where the broker did not tell it, as of a message it had already."""
+        from confluent_kafka import OFFSET_INVALID
+
         at: list[int] = []
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error:
                 self._failed.append(error)
             else:
-                at.append(message.offset() or 0)
+                offset = message.offset()
+                at.append(OFFSET_INVALID if offset is None else offset)
 
         with self._explained("delivering the marker of"):
-            self._producer.produce(ledger, marker.to_json(), key, on_delivery=delivered)
+            self._producer.produce(ledger, marker.to_json(), key, partition=0, on_delivery=delivered)
             self._producer.flush(DELIVERY_SECONDS + ANSWER_SECONDS)
         self._refuse_failures()
         if not at:

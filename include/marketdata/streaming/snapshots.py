@@ -68,7 +68,7 @@ def recall(settings: Settings, empty: Fold, end: int) -> Fold | None:
     if settings.postgres_dsn is None:
         return None
     row = None
-    with _forgiving("cannot look up the ledger snapshot"), _connect(settings) as connection:
+    with _forgiving("cannot look up the ledger snapshot"), _transaction(settings) as connection:
         if connection.execute("SELECT to_regclass('marketdata.ledger_snapshot')").fetchone() == (None,):
             return None
         row = connection.execute(_LOOK_UP, (empty.topic, empty.tenant, empty.dataset)).fetchone()
@@ -118,7 +118,7 @@ def remember(settings: Settings, fold: Fold) -> None:
         digest = hashlib.sha256(content).hexdigest()
         path = f"{fold.folder}/fold-{digest}.json"
         lake.put(path, content)
-        with _connect(settings) as connection, connection.transaction():
+        with _transaction(settings) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             connection.execute(_TABLE)
             connection.execute(
@@ -146,8 +146,11 @@ def _identity(fold: Fold) -> dict[str, str]:
     return {"topic": fold.topic, "topic_id": fold.topic_id, "dataset": fold.dataset, "tenant": fold.tenant}
 
 
-def _connect(settings: Settings) -> psycopg.Connection[Any]:
-    return postgres.connect(settings.require("postgres_dsn"), "ledger")
+@contextmanager
+def _transaction(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    dsn = settings.require("postgres_dsn")
+    with postgres.connect(dsn, "ledger") as connection, postgres.transaction(connection):
+        yield connection
 
 
 @contextmanager

@@ -204,7 +204,8 @@ def apply(settings: Settings, only: str = "") -> list[str]:
         only: topics whose names begin otherwise are left alone.
 
     Raises:
-        UsageError: a change would lose data or durability; it names all such changes, and nothing was changed.
+        UsageError: a change would lose data or durability (it names all such changes), or what is missing is one of
+            records and ledger while the other one is in use; nothing was changed.
         UnavailableError: no broker answered within 10 s.
     """
     cluster = reach(settings)
@@ -215,6 +216,7 @@ def apply(settings: Settings, only: str = "") -> list[str]:
             f"{'; '.join(refused)}; no topic was changed", "change topics.yaml, or the topic by hand once you are sure"
         )
     missing = {difference.topic for difference in differences if difference.effect == "create"}
+    _refuse_halves(settings, cluster, missing)
     done = _create(cluster, [topic for topic in wanted if topic.name in missing])
     done += [_change(cluster, difference) for difference in differences if difference.effect == "safe"]
     if done:
@@ -331,6 +333,21 @@ def _loses(name: str, wanted: str, actual: str) -> bool:
     if name == "min.insync.replicas":
         return int(wanted) < int(actual)
     return name == "cleanup.policy"
+
+
+def _refuse_halves(settings: Settings, cluster: Cluster, missing: set[str]) -> None:
+    """Refuse to create records or ledger of a dataset where the other one has ever held anything."""
+    topics = named(settings)
+    for dataset in {topic.dataset for topic in topics if topic.role == "ledger"}:
+        pair = {topic.name for topic in topics if topic.dataset == dataset and topic.role != "letters"}
+        lost, left = pair & missing, pair & cluster.metadata.topics.keys()
+        if lost and any(end for name in left for _, end in bounds(cluster, name).values()):
+            raise UsageError(
+                f"Kafka at {cluster.brokers}: {', '.join(lost)} is missing and {', '.join(left)} is in use; beside an "
+                "empty ledger everything would be published twice, beside empty records nothing again; no topic was "
+                "changed",
+                "bring the lost one back from a backup or, once you are sure, delete the other one too",
+            )
 
 
 def _create(cluster: Cluster, topics: list[Topic]) -> list[str]:

@@ -35,8 +35,14 @@ log = logging.getLogger(__name__)
 AT_ONCE = 10_000
 """Changes in one transaction."""
 
-LARGEST_LETTER = 1_114_112
-"""Bytes, as the topic takes (`topics.yaml`): the largest message of the records' topic, and headers."""
+LETTERS_AT_ONCE = 32 * 1024 * 1024
+"""Bytes of letters in one transaction: they are in memory, and a second time in the client's queue."""
+
+LARGEST_MESSAGE = 1_114_112
+"""Bytes, as the topic of dead letters takes (`topics.yaml`)."""
+
+LARGEST_LETTER = LARGEST_MESSAGE - 64 * 1024
+"""Bytes of key and value; the rest is for headers. A poison message may be larger: brokers measure it compressed."""
 
 TRANSACTION_SECONDS = 60
 MARKER_SECONDS = 15.0
@@ -87,10 +93,10 @@ class TopicSink:
                     return 0
                 self._line = _Line(self._settings, self._topic, self._feed.partition)
                 self._line.told = self._agree(postgres, self._line.take_over())
-            while (upto := min(self._line.told + AT_ONCE, self._numbers(postgres)[0])) > self._line.told:
+            while (upto := self._upto(postgres, self._line.told)) > self._line.told:
                 rows = changes(postgres, self._feed.feed_id, self._line.told, upto)
                 letters = postgres.execute(
-                    _LETTERS, (self._feed.feed_id, self._line.told, upto), binary=True
+                    _LETTERS, (LARGEST_LETTER, self._feed.feed_id, self._line.told, upto), binary=True
                 ).fetchall()
                 self._line.tell(rows, letters, upto)
                 self._agree(postgres, upto)
@@ -117,6 +123,12 @@ class TopicSink:
             )
         )
         return last, told
+
+    def _upto(self, postgres: psycopg.Connection[Any], after: int) -> int:
+        """Number of the last change that goes into a transaction after this one."""
+        span = {"feed": self._feed.feed_id, "after": after, "upto": after + AT_ONCE}
+        (upto,) = one(postgres.execute(_UPTO, {**span, "largest": LARGEST_LETTER, "bytes": LETTERS_AT_ONCE}))
+        return int(upto)
 
     def _agree(self, postgres: psycopg.Connection[Any], told: int) -> int:
         """Let PostgreSQL know what is told.
@@ -159,7 +171,7 @@ class _Line:
         name = f"{settings.analytics_group}.{topic}.{partition}"
         options = producer_settings(settings, name, []) | {
             "transaction.timeout.ms": TRANSACTION_SECONDS * 1000,
-            "message.max.bytes": LARGEST_LETTER,
+            "message.max.bytes": LARGEST_MESSAGE,
         }
         self._producer = Producer(options, logger=log)
         group = {"group.id": f"{settings.analytics_group}.told", "isolation.level": "read_committed"}
@@ -188,11 +200,13 @@ class _Line:
             for keys, values in messages(duckdb, COMMODITY_AGGREGATES, rows):
                 for key, value in zip(keys, values, strict=True):
                     self._produce(self._aggregates, key, value, [])
-        for key, value, reason, offset, failed_at in letters:
+        for key, value, reason, offset, failed_at, kept in letters:
             headers = {
                 "error": reason, "topic": self._topic, "partition": self._partition, "offset": offset,
                 "group": self._settings.analytics_group, "failed_at": failed_at.isoformat(),
             }  # fmt: skip
+            if kept is not None:
+                headers["kept"] = f"too large for this topic; in marketdata.dead_letters: marketdata dlq show {kept}"
             self._produce(self._letters, key, value, [(name, str(says).encode()) for name, says in headers.items()])
         self._producer.flush(ANSWER_SECONDS)
         if self._failed:
@@ -283,7 +297,21 @@ SELECT tenant, commodity, series, frequency, source, window_start, currency, uni
 FROM marketdata.price_window_features w JOIN marketdata.analytics_feeds f USING (feed_id)
 WHERE feed_id = %s AND w.sequence > %s AND w.sequence <= %s ORDER BY w.sequence
 """
-_LETTERS = """
-SELECT key, value, reason, message_offset, failed_at FROM marketdata.dead_letters
+_BYTES = "octet_length(coalesce(key, '')) + octet_length(coalesce(value, ''))"
+# Whatever its size, the first letter goes; one that is told without its value weighs nothing.
+_UPTO = f"""
+SELECT least(f.sequence, %(upto)s, (
+    SELECT min(sequence) - 1 FROM (
+        SELECT sequence, sum(CASE WHEN {_BYTES} <= %(largest)s THEN {_BYTES} END)
+            OVER (ORDER BY sequence ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM marketdata.dead_letters
+        WHERE feed_id = %(feed)s AND sequence > %(after)s AND sequence <= %(upto)s
+    ) letters WHERE before >= %(bytes)s
+)) FROM marketdata.analytics_feeds f WHERE feed_id = %(feed)s
+"""  # noqa: S608
+_LETTERS = f"""
+SELECT CASE WHEN fits THEN key END, CASE WHEN fits THEN value END, reason, message_offset, failed_at,
+    CASE WHEN NOT fits THEN letter_id END
+FROM (SELECT *, {_BYTES} <= %s AS fits FROM marketdata.dead_letters) letters
 WHERE feed_id = %s AND sequence > %s AND sequence <= %s ORDER BY sequence
-"""
+"""  # noqa: S608

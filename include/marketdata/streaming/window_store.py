@@ -11,6 +11,7 @@ nothing of what it holds is stored.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 30.0
 """How long PostgreSQL may be away before the process ends; Kafka takes the partitions away after 60 s."""
+
+ASKED_BYTES = 32 * 1024 * 1024
+"""Of letters that are replayed at once."""
 
 RECENT = timedelta(days=3)
 """Moves of older windows are history: a backfill tells nobody."""
@@ -128,6 +132,7 @@ class Feed:
     epoch: int
     next_offset: int
     resume_offset: int
+    updated_at: datetime
 
 
 @dataclass
@@ -172,13 +177,17 @@ class Asked:
 
 
 class FencedError(TryLaterError):
-    """Another member owns a partition that this one took for its own."""
+    """What is stored is not what this member left: another one owns the partition, or PostgreSQL has gone back."""
 
 
 class WindowStore:
-    """One connection to the windows of one consumer group and topic."""
+    """One connection to the windows of one consumer group and topic.
+
+    Whoever sets `stop` waits for PostgreSQL no longer than for a second try.
+    """
 
     def __init__(self, settings: Settings, topic: str, book: Book) -> None:
+        self.stop = threading.Event()
         self._dsn = settings.require("postgres_dsn")
         self._group = settings.analytics_group
         self._topic = topic
@@ -197,7 +206,7 @@ class WindowStore:
             tell: called before the commit with recent windows that changed; must bear being called again.
 
         Raises:
-            FencedError: a partition has another owner; nothing was stored.
+            FencedError: a partition has another owner, or PostgreSQL has lost what it stored; nothing was stored.
             UnavailableError: PostgreSQL was away for longer than `PATIENCE_SECONDS`.
         """
         self._insist(lambda connection: self._commit(connection, checkpoints, tell))
@@ -239,27 +248,32 @@ class WindowStore:
         with connection.transaction():
             connection.execute(_NO_LOCK_OUTLIVES_A_SLEEPER)
             ids, epochs = [feed.feed_id for feed in feeds], [feed.epoch for feed in feeds]
-            sequences = dict(connection.execute(_LOCK_FEEDS, (ids, epochs)).fetchall())
+            stored = connection.execute(_LOCK_FEEDS, (ids, epochs)).fetchall()
+            sequences = {feed_id: sequence for feed_id, sequence, _ in stored}
             if lost := [feed.partition for feed in feeds if feed.feed_id not in sequences]:
                 raise FencedError(
                     f"another member has taken over partitions {lost} of {self._topic}; nothing was stored by this one",
                     "let it be restarted: it joins the group anew",
                 )
+            updated = {feed_id: updated_at for feed_id, _, updated_at in stored}
+            if any(updated[feed.feed_id] < feed.updated_at for feed in feeds):
+                raise _gone_back()
             changes = self._store_windows(connection, closing, sequences) if closing else []
             self._store_letters(connection, checkpoints, sequences)
             for checkpoint in checkpoints:
                 feed = checkpoint.feed
-                connection.execute(
+                (updated[feed.feed_id],) = one(connection.execute(
                     _ADVANCE,
                     {
                         "feed": feed.feed_id, "sequence": sequences[feed.feed_id], "counted": feed.next_offset,
                         "next": checkpoint.next_offset, "resume": checkpoint.resume_offset,
                         "records": checkpoint.records, "letters": len(checkpoint.letters), "late": checkpoint.late,
                     },
-                )  # fmt: skip
+                ))  # fmt: skip
             if changes:
                 tell(changes)
         for checkpoint in checkpoints:
+            checkpoint.feed.updated_at = updated[checkpoint.feed.feed_id]
             checkpoint.feed.next_offset = checkpoint.next_offset
             checkpoint.feed.resume_offset = checkpoint.resume_offset
 
@@ -269,7 +283,10 @@ class WindowStore:
         touched = {window.series: self._book.series[window.series] for _, window in closing}
         numbers = {series.series_id: number for number, series in touched.items()}
         # One writer of a series at a time: its records may lie in two partitions, if somebody else published them.
-        for series_id, newest in connection.execute(_LOCK_SERIES, (list(numbers),)).fetchall():
+        locked = connection.execute(_LOCK_SERIES, (list(numbers),)).fetchall()
+        if len(locked) < len(numbers):
+            raise _gone_back()
+        for series_id, newest in locked:
             touched[numbers[series_id]].newest = newest
         stored = self._stored(connection, [window for _, window in closing], numbers)
         rows: list[tuple[Any, ...]] = []
@@ -368,11 +385,7 @@ class WindowStore:
                 cursor.executemany(_LETTER, rows)
 
     def _asked(self, connection: psycopg.Connection[Any], feeds: Sequence[Feed]) -> dict[int, list[Asked]]:
-        rows = connection.execute(
-            "SELECT feed_id, letter_id, message_offset, appended, key, value, reason FROM marketdata.dead_letters "
-            "WHERE asked_at IS NOT NULL AND feed_id = ANY(%s) ORDER BY letter_id LIMIT 1000",
-            ([feed.feed_id for feed in feeds],),
-        ).fetchall()
+        rows = connection.execute(_ASKED, ([feed.feed_id for feed in feeds], ASKED_BYTES)).fetchall()
         partitions = {feed.feed_id: feed.partition for feed in feeds}
         found: dict[int, list[Asked]] = {}
         for feed_id, letter_id, *letter in rows:
@@ -390,11 +403,13 @@ class WindowStore:
                 return work(self._connection())
             except away as error:
                 self.close()
-                deadline = deadline or time.monotonic() + PATIENCE_SECONDS
-                if time.monotonic() > deadline:
+                if deadline is None:
+                    # Once more, whatever was said: a connection that was idle may have been ended.
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+                elif self.stop.is_set() or time.monotonic() > deadline:
                     raise unavailable(error) from error
                 log.warning("PostgreSQL does not answer; trying again", extra={"reason": first_line(error)})
-                time.sleep(0.5)
+                self.stop.wait(0.5)
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._open is None or self._open.closed:
@@ -442,6 +457,13 @@ def one(found: psycopg.Cursor[Any]) -> Any:
     if row is None:
         raise RuntimeError("a row of marketdata.analytics_feeds or marketdata.price_series is gone")
     return row
+
+
+def _gone_back() -> FencedError:
+    return FencedError(
+        "PostgreSQL has less than this member stored in it; nothing was stored on top of that",
+        "let it be restarted: it reads on from what is stored; look for a standby that lagged and was promoted",
+    )
 
 
 def unavailable(error: Exception) -> UnavailableError:
@@ -497,21 +519,22 @@ ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET epoch = old.epoch +
     next_offset = CASE WHEN old.topic_id = excluded.topic_id THEN old.next_offset ELSE 0 END,
     resume_offset = CASE WHEN old.topic_id = excluded.topic_id THEN old.resume_offset ELSE 0 END,
     topic_id = excluded.topic_id, updated_at = clock_timestamp()
-RETURNING feed_id, epoch, next_offset, resume_offset
+RETURNING feed_id, epoch, next_offset, resume_offset, updated_at
 """
 _LOCK_FEEDS = """
-SELECT f.feed_id, f.sequence FROM marketdata.analytics_feeds f
+SELECT f.feed_id, f.sequence, f.updated_at FROM marketdata.analytics_feeds f
 JOIN unnest(%s::int[], %s::bigint[]) AS mine (feed_id, epoch) USING (feed_id, epoch)
 ORDER BY f.feed_id FOR UPDATE OF f
 """
-# A commit whose answer was lost is repeated, and must not count twice.
+# A commit whose answer was lost is repeated, and must not count twice. Each is later than the one before, whatever the
+# clock says: so an owner sees whether what it stored is still there.
 _ADVANCE = """
 UPDATE marketdata.analytics_feeds SET next_offset = greatest(next_offset, %(next)s), resume_offset = %(resume)s,
     records = records + CASE WHEN next_offset = %(counted)s THEN %(records)s ELSE 0 END,
     letters = letters + CASE WHEN next_offset = %(counted)s THEN %(letters)s ELSE 0 END,
     late = late + CASE WHEN next_offset = %(counted)s THEN %(late)s ELSE 0 END,
-    sequence = %(sequence)s, updated_at = clock_timestamp()
-WHERE feed_id = %(feed)s
+    sequence = %(sequence)s, updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
+WHERE feed_id = %(feed)s RETURNING updated_at
 """
 _LOCK_SERIES = """
 SELECT series_id, newest FROM marketdata.price_series WHERE series_id = ANY(%s) ORDER BY series_id FOR UPDATE
@@ -555,6 +578,14 @@ ON CONFLICT (series_id, window_start) DO UPDATE SET currency = excluded.currency
     max = excluded.max, total = excluded.total, average = excluded.average, volatility = excluded.volatility,
     members = excluded.members, feed_id = excluded.feed_id, sequence = excluded.sequence,
     computed_at = greatest(excluded.computed_at, old.computed_at + interval '1 microsecond')
+"""
+# The first one is read whatever its size.
+_ASKED = """
+SELECT feed_id, letter_id, message_offset, appended, key, value, reason FROM (
+    SELECT *, sum(octet_length(coalesce(value, '')))
+        OVER (ORDER BY letter_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM marketdata.dead_letters WHERE asked_at IS NOT NULL AND feed_id = ANY(%s) ORDER BY letter_id LIMIT 1000
+) asked WHERE coalesce(before, 0) < %s ORDER BY letter_id
 """
 _LETTER = """
 INSERT INTO marketdata.dead_letters (feed_id, topic_id, message_offset, appended, key, value, reason, sequence)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marketdata.batches import Batch, Interval, Lake, Manifest, content_id, now
 from marketdata.datasets.commodity_aggregates import COMMODITY_AGGREGATES
 from marketdata.datasets.commodity_prices import COMMODITY_PRICES
+from marketdata.datasets.conform import connect
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import Settings
 from marketdata.streaming.analytics import Analytics, TopicSinks
@@ -23,6 +24,9 @@ from marketdata.streaming.service import Courier, Measures, Progress, serve
 from marketdata.streaming.topics import records_topic
 from marketdata.streaming.window_sinks import changes
 from marketdata.streaming.window_store import connected
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,13 @@ LEAVING_SECONDS = 10.0
 """For the sinks, after the last checkpoint: together with it less than the 30 s until a pod is killed."""
 
 _LOCK = 0x6C616B65  # "lake"
+# Longer than a load takes, and the session is idle meanwhile: one whose process was stopped lets the others load.
+_NO_LOCK_OUTLIVES_A_SLEEPER = "SELECT set_config('idle_in_transaction_session_timeout', '15min', true)"
+_NEWEST = """
+SELECT * FROM changed
+QUALIFY row_number() OVER (PARTITION BY record_id ORDER BY as_of DESC, content_hash DESC) = 1
+ORDER BY record_id
+"""
 
 
 def analytics(settings: Settings) -> None:
@@ -88,6 +99,7 @@ def load_changes(settings: Settings) -> int:
 
 def _load_some(settings: Settings, postgres: Any) -> int:
     with postgres.transaction():
+        postgres.execute(_NO_LOCK_OUTLIVES_A_SLEEPER)
         if postgres.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK,)).fetchone() != (True,):
             return 0
         found = _unloaded(settings, postgres)
@@ -113,12 +125,13 @@ def _unloaded(settings: Settings, postgres: Any) -> tuple[Batch | None, dict[int
     if not feeds:
         return None
     marks = {feed_id: upto for feed_id, _, upto in feeds}
-    rows = pa.concat_tables([changes(postgres, feed_id, after, upto) for feed_id, after, upto in feeds])
+    rows = _newest(pa.concat_tables([changes(postgres, feed_id, after, upto) for feed_id, after, upto in feeds]))
     if not len(rows):
         return None, marks
     moment = now()
     day = Interval(moment.date(), moment.date() + timedelta(days=1))
-    batch_id = content_id("analytics", settings.analytics_group, feeds)
+    # Numbers alone do not say what they number: a PostgreSQL that has gone back gives them again.
+    batch_id = content_id("analytics", settings.analytics_group, feeds, rows["content_hash"].to_pylist())
     writer = Lake(settings).writer(COMMODITY_AGGREGATES.name, day, batch_id)
     writer.add(rows)
     manifest = Manifest(
@@ -126,6 +139,14 @@ def _unloaded(settings: Settings, postgres: Any) -> tuple[Batch | None, dict[int
         run_id=SERVICE, interval_start=day.start, interval_end=day.end, created_at=moment,
     )  # fmt: skip
     return writer.commit(manifest), marks
+
+
+def _newest(rows: pa.Table) -> pa.Table:
+    """Of each record the latest revision: a series that came under two commodities has two windows of one identity."""
+    with connect() as duckdb:
+        duckdb.register("changed", rows)
+        found: pa.Table = duckdb.sql(_NEWEST).to_arrow_table()
+    return found.cast(rows.schema)
 
 
 @contextmanager

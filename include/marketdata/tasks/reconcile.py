@@ -1,7 +1,8 @@
 """Reconcile: the run's proof, by sets of record ids and content hashes, that nothing is lost and nothing there twice.
 
 extracted = accepted + quarantined; accepted = records + exact duplicates + superseded; every record of the batch is in
-the topic and in the table, or a newer revision of it is. What is counted is what the stores hold, not what steps said.
+the topic and in the table, or a newer revision of it is; the topic holds as many messages of the batch as its marker in
+the ledger counts. What is counted is what the stores hold, not what steps said.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def reconcile(settings: Settings, dataset: Dataset, batch_uri: str) -> dict[str,
 
     Raises:
         BadDataError: something is missing, stale or there twice; the message names the first keys.
+        TryLaterError: the ledger does not know the batch.
     """
     if not batch_uri:
         raise BadDataError(
@@ -63,7 +65,8 @@ def reconcile(settings: Settings, dataset: Dataset, batch_uri: str) -> dict[str,
         log.error("the run does not reconcile", extra={"differences": differences[:100]})
         raise BadDataError(
             f"batch {batch.manifest.batch_id} does not reconcile: {'; '.join(differences[:KEYS_NAMED])}",
-            "topic and table were left as they are; clear the failed publish or load of this run, then reconcile",
+            "topic and table were left as they are; clear the failed publish or load of this run, then reconcile; "
+            "messages that the topic has lost since come back from a backup alone",
         )
     return _summary(connection, raw, verdict, batch)
 
@@ -93,11 +96,15 @@ def _register_batch(connection: duckdb.DuckDBPyConnection, batch: Batch) -> None
 
 
 def _topic(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, batch: Batch) -> list[str]:
-    fold = ledger.read_with(settings, dataset, batch.manifest.batch_id)
-    published = records_of(settings, dataset, fold, batch.manifest.batch_id)
+    fold, marker = ledger.read_with(settings, dataset, batch.manifest.batch_id)
+    published = records_of(settings, dataset, marker)
     keys = connection.sql("SELECT record_id FROM batch").to_arrow_table()
     _hold(connection, "topic", ledger_state(settings, dataset, fold, keys))
     connection.register("published", published)
+    lost = []
+    # The ledger goes on knowing records whose messages are gone: only their number tells.
+    if len(published) != marker.published:
+        lost.append(f"the topic holds {len(published)} messages of the batch, its marker counts {marker.published}")
     twice = _named(
         connection, "SELECT record_id FROM published GROUP BY record_id HAVING count(*) > 1", "is in the topic twice"
     )
@@ -107,7 +114,7 @@ def _topic(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: D
         "is in the topic, but not as this batch has it",
     )
     connection.execute("CREATE TEMP TABLE published_now AS SELECT record_id FROM published")
-    return twice + foreign + _behind(connection, "topic")
+    return lost + twice + foreign + _behind(connection, "topic")
 
 
 def _table(connection: duckdb.DuckDBPyConnection, settings: Settings, dataset: Dataset, batch: Batch) -> list[str]:

@@ -78,13 +78,16 @@ def test_what_was_encoded_is_read_back_exactly() -> None:
         (changed(timestamp="yesterday"), "timestamp is not a date and time"),
         (changed(timestamp="2024-01-02T00:00:00"), "timestamp is not a date and time"),
         (changed(timestamp="2126-01-02T00:00:00Z"), "more than 5 minutes after"),
+        (changed(timestamp="0001-01-01T00:00:00+01:00"), "before 1677-09-22"),  # in PostgreSQL a year before 1
+        (changed(timestamp="0000-01-01T00:00:00Z"), "before 1677-09-22"),
         (changed(as_of=""), "as_of is not"),
         (changed(content_hash="zz" * 32), "content_hash"),
         (changed(content_hash="ab"), "content_hash"),
         (changed(series="x" * 300), "longer than 200 bytes"),
         (changed(series="a\0b"), "U\\+0000"),
         (changed(price="1e-999999999"), "price"),  # Arrow itself dies of it
-        (changed(price="0e-999999999"), "price"),
+        (changed(price="NaN"), "price"),
+        (changed(price="Infinity"), "price"),
         (changed(schema_version="one"), "schema_version"),
         (b"[" * 100_000, "."),
         (b"[]", "object"),
@@ -112,6 +115,23 @@ def test_an_event_may_be_five_minutes_ahead_of_its_arrival_and_no_more() -> None
     (value,) = encoded(price(at))
     for appended, letters in ((limit, 0), (limit - 1, 1)):
         assert len(Reader(COMMODITY_PRICES, Book()).read(raw(value, appended=appended)).letters) == letters
+
+
+def test_an_event_of_the_first_day_that_nanoseconds_hold_is_read_and_none_before() -> None:
+    first = changed(timestamp="1677-09-22T00:00:00Z")
+    before = changed(timestamp="1677-09-21T23:59:59.999999Z")
+    found = Reader(COMMODITY_PRICES, Book()).read(raw(first, before))
+    assert [letter.offset for letter in found.letters] == [1]
+    (event_time,) = found.records.members["event_time"].tolist()
+    assert event_time * 1000 > -(2**63)
+
+
+@pytest.mark.parametrize("zeros", [37, 45, 75, 200, 100_000])
+def test_zeros_after_a_price_change_nothing_however_many_they_are(zeros: int) -> None:
+    value = encoded(price())[0].replace(b"70.100000", b"70.1" + b"0" * zeros)
+    found = Reader(COMMODITY_PRICES, Book()).read(raw(value, changed(price="0e-999999999")))
+    assert found.letters == []
+    assert found.records.members["price"].tolist() == [70_100_000, 0]
 
 
 def test_new_optional_fields_of_a_later_version_are_no_reason_to_refuse() -> None:

@@ -11,6 +11,7 @@ import pytest
 from marketdata.batches import Lake
 from marketdata.datasets import COMMODITY_PRICES
 from marketdata.errors import BadDataError
+from marketdata.streaming.fold import Marker
 from marketdata.tasks import reconcile as module
 from marketdata.tasks.reconcile import reconcile
 from marketdata.tasks.transform import transform
@@ -23,6 +24,7 @@ class Stores:
     """What topic, ledger and table are made to hold; at first exactly the batch."""
 
     def __init__(self, rows, batch_id):
+        self.marker = Marker("commodity_prices", "default", batch_id, "r", len(rows), 0, 0, 0, (), (), LATER)
         self.topic = [{name: row[name] for name in ("record_id", "content_hash")} for row in rows]
         self.ledger = [{name: row[name] for name in ("record_id", "content_hash", "as_of")} for row in rows]
         self.table = [{**row, "batch_id": batch_id} for row in self.ledger]
@@ -50,7 +52,7 @@ def run(settings_for, monkeypatch):
     rows = [row for table in batch.tables() for row in table.to_pylist()]
     stores = Stores(rows, batch.manifest.batch_id)
     pair = pa.schema([("record_id", pa.string()), ("content_hash", pa.string())])
-    monkeypatch.setattr(module.ledger, "read_with", lambda *_: None)
+    monkeypatch.setattr(module.ledger, "read_with", lambda *_: (None, stores.marker))
     monkeypatch.setattr(module, "records_of", lambda *_: pa.Table.from_pylist(stores.topic, pair))
     monkeypatch.setattr(
         module,
@@ -70,6 +72,7 @@ def test_a_run_whose_stores_hold_its_batch_is_proved(run):
 def test_what_was_there_before_counts_as_already(run):
     settings, batch, stores = run
     stores.topic.pop()
+    stores.marker = replace(stores.marker, published=2, already_published=1)
     stores.table[0]["batch_id"] = "another"
     proved = reconcile(settings, COMMODITY_PRICES, batch.uri)
     assert (proved["published"], proved["already_published"]) == (2, 1)
@@ -81,6 +84,13 @@ def test_a_newer_revision_of_another_run_is_no_difference(run):
     for state in (stores.ledger, stores.table):
         state[0] |= {"content_hash": "f" * 64, "as_of": LATER}
     assert reconcile(settings, COMMODITY_PRICES, batch.uri)["records"] == 3
+
+
+def test_messages_the_topic_has_lost_fail_the_run_though_the_ledger_knows_their_records(run):
+    settings, batch, stores = run
+    stores.topic.pop()
+    with pytest.raises(BadDataError, match=r"topic holds 2 messages of the batch, its marker counts 3.*from a backup"):
+        reconcile(settings, COMMODITY_PRICES, batch.uri)
 
 
 @pytest.mark.parametrize(
