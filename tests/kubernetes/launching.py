@@ -164,9 +164,19 @@ class Try:
         return str(found[-1]["metadata"]["name"])
 
     def go(self) -> None:
-        """Let a command that waits for the test go on."""
-        words = ("python3", "-c", "open('/tmp/go', 'x')")
-        self._cluster.kubectl("exec", self.pod_name(), f"--namespace={policy.NAMESPACE}", "--", *words)
+        """Let a command that waits for the test go on, or do so as soon as it has begun."""
+        words = ("exec", self.pod_name(), f"--namespace={policy.NAMESPACE}", "--", "python3", "-c")
+        refusals = [""]
+
+        def told() -> bool:
+            try:
+                self._cluster.kubectl(*words, "open('/tmp/go', 'w')")
+            except RuntimeError as refusal:  # its container is not there yet
+                refusals.append(str(refusal))
+                return False
+            return True
+
+        until("it is told to go on", told, but=lambda: refusals[-1])
 
 
 def pods_of(cluster: Cluster, run_id: str) -> list[dict[str, Any]]:
