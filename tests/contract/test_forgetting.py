@@ -90,7 +90,7 @@ def test_letters_are_forgotten_when_their_topic_forgets_them(settings: Settings)
 def test_a_lock_that_somebody_sleeps_on_does_not_hold_a_step_up(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transactions, "_TEN_SECONDS", transactions._TEN_SECONDS.replace("10s", "1s"))
+    monkeypatch.setattr(transactions, "_TEN_SECONDS", transactions._TEN_SECONDS.replace("10s", "3s"))
     runs.latest(settings, "commodity_prices", 1)
     with window_store.connected(settings) as sleeper, sleeper.transaction():
         sleeper.execute("LOCK TABLE marketdata.run_steps")

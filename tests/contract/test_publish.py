@@ -703,7 +703,7 @@ def test_without_postgres_or_with_a_dead_one_publishing_goes_on(
 def test_a_lock_that_somebody_sleeps_on_does_not_hold_publishing_up(
     remembered: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres, "_TEN_SECONDS", postgres._TEN_SECONDS.replace("10s", "1s"))
+    monkeypatch.setattr(postgres, "_TEN_SECONDS", postgres._TEN_SECONDS.replace("10s", "3s"))
     monkeypatch.setattr(snapshots, "MARKERS", 1)
     with psycopg.connect(remembered.require("postgres_dsn")) as sleeper:
         sleeper.execute("LOCK TABLE marketdata.ledger_snapshot")
