@@ -203,13 +203,6 @@ def test_a_dag_that_is_not_there_is_wrong_use(main: Callable[..., subprocess.Pop
     assert main("--dag-id", "no-such-dag").wait(PATIENCE_SECONDS) == 64
 
 
-def gone(pid: int) -> bool:
-    try:
-        return ended(psutil.Process(pid))
-    except psutil.NoSuchProcess:
-        return True
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_end_does_so_at_once_and_is_failed(
     fake: Fake, airflow: dict[str, str], main: Callable[..., subprocess.Popen[bytes]], number: signal.Signals
@@ -217,15 +210,18 @@ def test_a_run_that_is_told_to_end_does_so_at_once_and_is_failed(
     fake.behave(preflight={"code": "(here / 'pid').write_text(str(os.getpid())); time.sleep(600)"})
     moment = datetime.now(UTC)
     process = main("--conf", '{"lookback_days": 3}', "--at", moment.isoformat())
+    pid = fake.folder / "pid"
     try:
-        until("the task runs", lambda: (fake.folder / "pid").exists() or process.poll() is not None, PATIENCE_SECONDS)
+        until(
+            "the task runs", lambda: (pid.exists() and pid.read_text()) or process.poll() is not None, PATIENCE_SECONDS
+        )
+        command = psutil.Process(int(pid.read_text()))
         process.send_signal(number)
         assert process.wait(PATIENCE_SECONDS) == 128 + number
     finally:
         process.kill()
         process.wait()
-    pid = int((fake.folder / "pid").read_text())
-    until("the command has ended", lambda: gone(pid))
+    until("the command has ended", lambda: ended(command))
     with sqlite3.connect(f"{airflow['AIRFLOW_HOME']}/airflow.db") as database:
         query = "SELECT state FROM dag_run WHERE run_id = ?"
         assert database.execute(query, (f"manual__{moment.isoformat()}",)).fetchall() == [("failed",)]

@@ -25,6 +25,7 @@ import requests
 import yaml
 
 from marketdata.engines.process import free_port
+from marketdata.observability import push
 from tests.engines.lifetime import ending_with_us
 from tests.waiting import until
 
@@ -33,6 +34,12 @@ MONITORING = ROOT / "deploy" / "monitoring"
 PROGRAMS = {"prometheus": "prometheus", "prometheus-pushgateway": "prometheus-pushgateway",
             "prometheus-alertmanager": "prometheus-alertmanager", "promtool": "prometheus",
             "prometheus-blackbox-exporter": "prometheus-blackbox-exporter"}  # fmt: skip
+
+
+def unhurried(patch: pytest.MonkeyPatch) -> None:
+    """Let a courier of metrics wait for a busy machine: what it gave up, nothing would carry on before the next run."""
+    for name, value in (("BUDGET_SECONDS", 60.0), ("PUSH_SECONDS", 30.0), ("STATEMENT", "60s")):
+        patch.setattr(push, name, value)
 
 
 def require(*programs: str) -> None:

@@ -23,10 +23,9 @@ import requests
 
 from marketdata import engines
 from marketdata import settings as settings_module
-from marketdata.observability import push
 from marketdata.observability.runs import recorded
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
-from tests.engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require
+from tests.engines.monitoring import MONITORING, ROOT, Monitoring, monitoring, require, unhurried
 from tests.waiting import until
 
 DAG = "commodity-price-pipeline"
@@ -71,9 +70,7 @@ def listener(settings: Settings, stack: Monitoring) -> Iterator[Any]:
     plugin = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plugin)
     with pytest.MonkeyPatch.context() as patch:
-        # A busy machine's delivery is not given up: nothing would carry it on before the next run.
-        for name, value in (("BUDGET_SECONDS", 60.0), ("PUSH_SECONDS", 30.0), ("STATEMENT", "60s")):
-            patch.setattr(push, name, value)
+        unhurried(patch)
         patch.setenv("PUSHGATEWAY_URL", stack.gateway)
         settings_module.load.cache_clear()
         patch.setattr(plugin._Records, "finished", lambda self, since: [])

@@ -24,7 +24,7 @@ from marketdata.observability import outcomes, push
 from marketdata.observability.outcomes import Outcome
 from marketdata.observability.push import BUDGET_SECONDS, REFILL_SECONDS, Courier
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
-from tests.engines.monitoring import pushgateway
+from tests.engines.monitoring import pushgateway, unhurried
 from tests.waiting import until
 
 DAG = "commodity-price-pipeline"
@@ -71,13 +71,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a busy machine does late is waited for: a delivery is not given up, and a caller sees its end."""
-    for name, value in (("BUDGET_SECONDS", 60.0), ("PUSH_SECONDS", 30.0), ("STATEMENT", "60s")):
-        monkeypatch.setattr(push, name, value)
-
-
 @contextmanager
 def limits() -> Iterator[None]:
     """Deliveries are given up as in production, until the block ends."""
@@ -88,8 +81,11 @@ def limits() -> Iterator[None]:
 
 
 @pytest.fixture
-def settings(postgres: str, gateway: str, settings_for: Callable[..., Settings], patience: None) -> Settings:
-    """Settings on empty tables and an empty gateway."""
+def settings(
+    postgres: str, gateway: str, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings on empty tables and an empty gateway; but within `limits`, nothing is given up."""
+    unhurried(monkeypatch)
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS marketdata CASCADE")
     for dag in (DAG, "another-dag", "lonely-dag"):

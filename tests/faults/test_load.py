@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from marketdata import engines
 from marketdata.datasets import COMMODITY_PRICES
+from marketdata.engines.process import end
 from marketdata.errors import UnavailableError
 from marketdata.lakehouse import open_lakehouse
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
@@ -141,10 +141,7 @@ def test_a_dead_catalog_is_named_and_the_load_completes_when_it_is_back(
         (postgres,) = [engine for engine in engines.status(settings) if engine.name == "postgres"]
         assert postgres.pid
         server = psutil.Process(postgres.pid)
-        for process in [server, *server.children(recursive=True)]:  # sessions outlive the server for a moment
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs([server], timeout=60)
+        end([server, *server.children(recursive=True)])  # sessions outlive the server for a moment
 
         for use in (
             lakehouse.check,

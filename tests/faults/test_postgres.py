@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from marketdata import engines
+from marketdata.engines.process import end
 from marketdata.operations.relay import Relay, relay
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from tests.contract.test_analytics import own_analytics, send
@@ -40,11 +41,7 @@ class Database:
 
     def kill(self) -> None:
         """SIGKILL the server and all its sessions."""
-        family = self._family()
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=10)
+        end(self._family())
 
     def signal(self, number: signal.Signals) -> None:
         for process in self._family():

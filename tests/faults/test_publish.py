@@ -15,6 +15,7 @@ import pytest
 
 from marketdata import engines
 from marketdata.datasets import COMMODITY_PRICES
+from marketdata.engines.process import end
 from marketdata.errors import UnavailableError
 from marketdata.settings import ENDPOINTS_VARIABLE, Settings
 from marketdata.streaming import brokers, snapshots, topics
@@ -149,9 +150,7 @@ def test_a_broker_killed_in_the_middle_is_named_and_the_publish_completes_when_i
         def kill_first(*args: object, **kwargs: object) -> object:
             (kafka,) = [engine for engine in engines.status(settings) if engine.name == "kafka"]
             assert kafka.pid
-            server = psutil.Process(kafka.pid)
-            server.kill()
-            psutil.wait_procs([server], timeout=60)
+            end([psutil.Process(kafka.pid)])
             return original(*args, **kwargs)
 
         with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,7 +25,7 @@ import pytest
 from marketdata import engines
 from marketdata.batches import Batch
 from marketdata.datasets import COMMODITY_PRICES
-from marketdata.engines.process import free_port
+from marketdata.engines.process import end, free_port
 from marketdata.errors import TryLaterError, UnavailableError
 from marketdata.lakehouse import Loaded, open_lakehouse
 from marketdata.lakehouse import trino as through_trino
@@ -64,10 +64,7 @@ class Postgres:
             (postgres,) = [engine for engine in engines.status(self.settings) if engine.name == "postgres"]
         assert postgres.pid
         server = psutil.Process(postgres.pid)
-        for process in [server, *server.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):  # they end themselves where the first has gone
-                process.kill()
-        psutil.wait_procs([server], timeout=60)
+        end([server, *server.children(recursive=True)])
 
     def stop(self) -> None:
         with self._mine():
